@@ -6,5 +6,11 @@
 
 pub mod credentials;
 pub mod identity;
+pub mod kubernetes;
+pub mod node;
+pub mod pods;
+pub mod server;
+// sessions
+// sts
 pub mod time;
 pub mod token;
