@@ -1,0 +1,153 @@
+//! The handle by which the request path and the app reach the credentials.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use super::{
+    Config, CredentialKey, Credentials, SessionRequest,
+    exchange::{FetchError, Sts},
+    metrics::Metrics,
+    table::{Now, Status, Table},
+    worker::Worker,
+};
+use crate::{identity::PodUid, time::Clock, token::volume::TokenSource};
+
+/// Hands out credentials and takes wishes for them. Cloning is cheap.
+#[derive(Clone)]
+pub struct CredentialManager {
+    shared: Arc<Shared>,
+}
+
+/// A request's wait for credentials. Dropping it cancels nothing but the wait.
+pub struct Pending {
+    shared: Arc<Shared>,
+    key: CredentialKey,
+    generation: Option<u64>,
+    status: watch::Receiver<Status>,
+}
+
+/// The pod asks for more roles than it may.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a pod may ask for {limit} roles and no more")]
+pub struct TooManyRoles {
+    pub limit: usize,
+}
+
+/// What the handles and the worker have in common.
+pub(super) struct Shared {
+    table: Mutex<Table>,
+    pub(super) clock: Clock,
+    /// Wakes the worker when there is something new to do.
+    pub(super) wake: Arc<Notify>,
+    roles_per_pod: usize,
+}
+
+impl CredentialManager {
+    /// A manager, and the worker without which it knows nothing: the caller runs it.
+    pub fn new<S: Sts>(
+        config: Config,
+        sts: S,
+        tokens: TokenSource,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> (Self, Worker<S>) {
+        let shared = Arc::new(Shared {
+            table: Mutex::new(Table::new(config.roles_per_pod)),
+            clock,
+            wake: Arc::new(Notify::new()),
+            roles_per_pod: config.roles_per_pod,
+        });
+        let worker = Worker::new(config, sts, tokens, metrics, shared.clone());
+        (Self { shared }, worker)
+    }
+
+    /// Has credentials fetched before they are asked for, and kept fresh until the pod is forgotten.
+    pub fn warm(&self, request: SessionRequest) {
+        let now = self.shared.now();
+        self.shared.table().warm(request, now);
+        self.shared.wake.notify_one();
+    }
+
+    /// Forgets everything of `pod`, which is finished or gone; whoever waits gets [`FetchError::PodGone`].
+    pub fn forget(&self, pod: &PodUid) {
+        let now = self.shared.now();
+        self.shared.table().forget(pod, now);
+        self.shared.wake.notify_one();
+    }
+
+    /// The credentials of `key`, where there are some that are good to hand out.
+    ///
+    /// What has expired by the wall clock never is; what lasts less than 20 min is only while STS fails, for
+    /// clients fetch again and again near the end.
+    pub fn valid(&self, key: &CredentialKey) -> Option<Arc<Credentials>> {
+        let now = self.shared.clock.now();
+        self.shared.table().status(key)?.hand_out(now).cloned()
+    }
+
+    /// Asks for credentials at once. One exchange serves all who wait for a key.
+    ///
+    /// # Errors
+    /// The pod has as many roles as it may have, and none that failed makes room.
+    pub fn request(&self, request: SessionRequest) -> Result<Pending, TooManyRoles> {
+        let key = request.key.clone();
+        let now = self.shared.now();
+        let mut table = self.shared.table();
+        let status = table.request(request, now).ok_or(TooManyRoles { limit: self.shared.roles_per_pod })?;
+        let generation = table.generation(&key);
+        drop(table);
+        self.shared.wake.notify_one();
+        Ok(Pending { shared: self.shared.clone(), key, generation, status })
+    }
+}
+
+impl Pending {
+    /// What is known, or else what comes to be known: credentials, or a failure that is remembered.
+    ///
+    /// A failure that the worker retries is none of these. It may be dropped and called again.
+    pub async fn outcome(&mut self) -> Result<Arc<Credentials>, FetchError> {
+        let mut asked = false;
+        loop {
+            let known = self.status.borrow_and_update().outcome(self.shared.now());
+            if let Some(outcome) = known {
+                return outcome;
+            }
+            if !asked {
+                // A failure that was remembered when the request came may have been forgotten since.
+                asked = true;
+                let now = self.shared.now();
+                self.shared.table().ask(&self.key, now);
+                self.shared.wake.notify_one();
+            }
+            if self.status.changed().await.is_err() {
+                return Err(FetchError::PodGone);
+            }
+        }
+    }
+
+    /// What is still valid although better is on its way: good to hand out when the wait ends.
+    pub fn best(&self) -> Option<Arc<Credentials>> {
+        self.status.borrow().valid(self.shared.clock.now()).cloned()
+    }
+
+    /// Ends the wait, and says what the request is to be told.
+    ///
+    /// A failure is remembered for 5 s from now, unless an attempt is running: a retry had better wait for that.
+    pub fn give_up(self) -> FetchError {
+        let now = self.shared.now();
+        match self.generation {
+            Some(generation) => self.shared.table().give_up(&self.key, generation, now),
+            None => FetchError::PodGone,
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now::of(&self.clock)
+    }
+}

@@ -1,0 +1,200 @@
+//! The one task that fetches: begins what is due, takes what has come, sleeps in between.
+
+use std::{future::Future, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    Config, Credentials, SessionRequest,
+    exchange::{FetchError, Sts},
+    fetch::Fetcher,
+    manager::Shared,
+    metrics::Metrics,
+    pace::Pace,
+    table::{Consequence, Fetched, Ticket, Work},
+};
+use crate::{time::rfc3339, token::volume::TokenSource};
+
+/// Longest sleep: timers do not notice that the wall clock was stepped or the machine slept.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// The task behind a [`CredentialManager`](super::CredentialManager).
+pub struct Worker<S> {
+    shared: Arc<Shared>,
+    fetcher: Arc<Fetcher<S>>,
+    pace: Arc<Pace>,
+    metrics: Metrics,
+    /// Fetches and waits for tokens. They belong to the worker: a request that hangs up cancels none.
+    under_way: FuturesUnordered<BoxFuture<'static, Done>>,
+    follow_clock_at: Instant,
+}
+
+enum Done {
+    Fetched(SessionRequest, Ticket, Fetched),
+    TokenCame(Ticket),
+    /// The pod was forgotten, or the token is looked for in another way.
+    GivenUp,
+}
+
+impl<S: Sts> Worker<S> {
+    pub(super) fn new(config: Config, sts: S, tokens: TokenSource, metrics: Metrics, shared: Arc<Shared>) -> Self {
+        let pace = Pace::new(config.concurrency, shared.wake.clone(), metrics.clone());
+        let fetcher = Arc::new(Fetcher {
+            sts,
+            tokens,
+            clock: shared.clock.clone(),
+            metrics: metrics.clone(),
+            pace: pace.clone(),
+            hedge_after: config.hedge_after,
+        });
+        Self { shared, fetcher, pace, metrics, under_way: FuturesUnordered::new(), follow_clock_at: Instant::now() }
+    }
+
+    /// Works until `shutdown` completes. What is under way by then is cancelled, and nothing is fetched any more;
+    /// what is valid can still be had from the manager.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = pin!(shutdown);
+        let shared = self.shared.clone();
+        loop {
+            let wake_at = self.begin_due();
+            tokio::select! {
+                () = &mut shutdown => return,
+                () = shared.wake.notified() => {}
+                Some(done) = self.under_way.next() => self.take(done),
+                () = sleep_until(wake_at) => {}
+            }
+        }
+    }
+
+    /// Begins everything that may begin now, and says when to look again.
+    fn begin_due(&mut self) -> Instant {
+        let now = self.shared.now();
+        if self.follow_clock_at <= now.at {
+            self.follow_clock_at = now.at + LONGEST_SLEEP;
+            self.shared.table().follow_clock(now);
+        }
+        let look_again_at = loop {
+            // A place that comes free wakes the worker, so full is no reason to look again sooner.
+            let Some(free_at) = self.pace.free_at(now.at) else { break self.follow_clock_at };
+            let Some(due_at) = self.shared.table().next_at() else { break self.follow_clock_at };
+            let begins_at = free_at.max(due_at);
+            if now.at < begins_at {
+                break begins_at.min(self.follow_clock_at);
+            }
+            let work = self.shared.table().begin(now);
+            if let Some(work) = work {
+                self.fetch(work);
+            }
+        };
+        let counts = self.shared.table().counts(now);
+        self.metrics.set_counts(counts);
+        look_again_at
+    }
+
+    fn fetch(&mut self, Work { ticket, request, alive }: Work) {
+        let fetcher = self.fetcher.clone();
+        let place = self.pace.take();
+        self.under_way.push(Box::pin(async move {
+            // A panic must not take the credentials of the whole node with it.
+            let fetch = AssertUnwindSafe(fetcher.fetch(&request, place)).catch_unwind();
+            match alive.run_until_cancelled(fetch).await {
+                None => Done::GivenUp,
+                Some(fetched) => {
+                    let fetched = fetched.unwrap_or_else(|_| {
+                        Fetched::Failed(FetchError::unreachable("BUG: the exchange panicked"))
+                    });
+                    Done::Fetched(request, ticket, fetched)
+                }
+            }
+        }));
+    }
+
+    /// Waits for a token beside the exchanges: a pod whose token never comes holds up nobody else.
+    fn await_token(&mut self, Work { ticket, request, alive }: Work) {
+        let fetcher = self.fetcher.clone();
+        self.under_way.push(Box::pin(async move {
+            match alive.run_until_cancelled(fetcher.wait_for_token(&request)).await {
+                None => Done::GivenUp,
+                Some(()) => Done::TokenCame(ticket),
+            }
+        }));
+    }
+
+    fn take(&mut self, done: Done) {
+        let now = self.shared.now();
+        match done {
+            Done::GivenUp => {}
+            Done::TokenCame(ticket) => {
+                let waited = self.shared.table().token_came(&ticket, now);
+                if let Some(waited) = waited {
+                    self.metrics.waited_for_token(waited);
+                }
+            }
+            Done::Fetched(request, ticket, fetched) => {
+                let report = Report::of(&fetched);
+                let consequence = self.shared.table().finish(&ticket, fetched, now);
+                match consequence {
+                    Consequence::Dropped => {}
+                    Consequence::Settled { failures } => report.log(&request, failures),
+                    Consequence::AwaitToken(work) => {
+                        tracing::debug!(pod = %request.pod, "wait for the pod's token");
+                        self.await_token(work);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the log says of a fetch.
+enum Report {
+    Issued(Arc<Credentials>),
+    Failed(FetchError),
+    Nothing,
+}
+
+impl Report {
+    fn of(fetched: &Fetched) -> Self {
+        match fetched {
+            Fetched::Issued(credentials) => Self::Issued(credentials.clone()),
+            Fetched::Failed(error) => Self::Failed(error.clone()),
+            Fetched::TokenMissing => Self::Nothing,
+        }
+    }
+
+    /// Writes the audit line of an issuance; refusals each time, for they come rarely; what may pass only when it
+    /// begins.
+    fn log(self, request: &SessionRequest, failures: u32) {
+        let SessionRequest { key, pod, .. } = request;
+        match self {
+            Self::Nothing => {}
+            Self::Issued(credentials) => tracing::info!(
+                target: "rolecall::audit",
+                pod = %pod,
+                pod_uid = %key.pod,
+                service_account = %pod.service_account,
+                role = %key.role,
+                session_name = %key.session_name,
+                sts_request_id = credentials.request_id().unwrap_or_default(),
+                expires_at = %rfc3339(credentials.expires_at()),
+                "assumed role"
+            ),
+            Self::Failed(error) if error.is_transient() && 1 < failures => tracing::debug!(
+                pod = %pod, role = %key.role, failures, %error, "assume role again later"
+            ),
+            Self::Failed(error) => tracing::warn!(
+                pod = %pod,
+                service_account = %pod.service_account,
+                role = %key.role,
+                session_name = %key.session_name,
+                sts_request_id = error.request_id().unwrap_or_default(),
+                %error,
+                "cannot assume role"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

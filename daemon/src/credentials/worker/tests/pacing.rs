@@ -1,0 +1,109 @@
+//! The order and the number of exchanges.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn no_more_exchanges_are_out_than_configured() {
+    let node = Node::start();
+    node.sts.always(after(2 * SECOND, Answer::Issue(HOUR)));
+    let pods: Vec<_> = (0..100).map(|n| node.pod(&format!("pod-{n}"))).collect();
+    pods.iter().for_each(|pod| node.manager.warm(pod.clone()));
+    pass(15 * SECOND).await;
+    assert!(pods.iter().all(|pod| node.manager.valid(&pod.key).is_some()));
+    assert_eq!(node.sts.0.most_out.load(Ordering::SeqCst), 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn second_attempts_count_among_the_exchanges() {
+    let node = Node::with(Config { concurrency: 4, ..Config::default() });
+    node.sts.always(after(10 * SECOND, Answer::Issue(HOUR)));
+    for n in 0..3 {
+        node.manager.warm(node.pod(&format!("pod-{n}")));
+    }
+    pass(9 * SECOND).await;
+    assert_eq!(node.sts.count(), 4, "one of three found a place for its second attempt");
+    assert_eq!(node.sts.0.most_out.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_come_before_warming_and_warming_before_refreshing() {
+    let node = Node::with(Config { concurrency: 1, hedge_after: HOUR, ..Config::default() });
+    let refreshed = node.pod("refreshed");
+    node.manager.warm(refreshed.clone());
+    pass(29 * MINUTE).await;
+    // One exchange takes the only place until the others are all due.
+    node.sts.answers(|call| match call.pod.as_str() {
+        "slow" => after(10 * MINUTE, Answer::Issue(HOUR)),
+        _ => after(SECOND, Answer::Issue(HOUR)),
+    });
+    node.manager.warm(node.pod("slow"));
+    pass(8 * MINUTE).await;
+    node.manager.warm(node.pod("warmed-1"));
+    node.manager.warm(node.pod("warmed-2"));
+    pass(SECOND).await;
+    let asked = [node.asking(&node.pod("asked-1")), node.asking(&node.pod("asked-2"))];
+    for waiter in asked {
+        waiter.await.unwrap().unwrap();
+    }
+    pass(10 * SECOND).await;
+    assert_eq!(
+        node.sts.pods(),
+        ["refreshed", "slow", "asked-1", "asked-2", "warmed-1", "warmed-2", "refreshed"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_hurries_what_was_only_being_warmed() {
+    let node = Node::with(Config { concurrency: 1, ..Config::default() });
+    node.sts.always(after(SECOND, Answer::Issue(HOUR)));
+    let pods = ["first", "second", "third"].map(|name| node.pod(name));
+    pods.iter().for_each(|pod| node.manager.warm(pod.clone()));
+    pass(SECOND / 2).await;
+    node.ask(&pods[2]).await.unwrap();
+    pass(5 * SECOND).await;
+    assert_eq!(node.sts.pods(), ["first", "third", "second"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn throttling_slows_the_whole_daemon_down() {
+    let node = Node::start();
+    node.sts.always(throttled());
+    let pods: Vec<_> = (0..100).map(|n| node.pod(&format!("pod-{n}"))).collect();
+    pods.iter().for_each(|pod| node.manager.warm(pod.clone()));
+    pass(MINUTE).await;
+    // A hundred keys with a backoff of their own each would be more than a thousand calls by now.
+    assert!(node.sts.count() < 60, "{}", node.sts.count());
+    node.check_metric("rolecall_sts_concurrency_limit 1");
+    node.sts.always(after(SECOND / 10, Answer::Issue(HOUR)));
+    pass(2 * MINUTE).await;
+    assert!(pods.iter().all(|pod| node.manager.valid(&pod.key).is_some()));
+    node.check_metric("rolecall_sts_concurrency_limit 16");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_does_not_go_in_front_of_the_pause() {
+    let node = Node::start();
+    node.sts.always(throttled());
+    node.manager.warm(node.pod("a"));
+    pass(5 * MINUTE).await;
+    let last = node.sts.calls().last().unwrap().at;
+    let request = node.pod("b");
+    let began = node.sts.0.began.elapsed();
+    node.sts.always(Answer::Issue(HOUR));
+    node.ask(&request).await.unwrap();
+    let gap = node.sts.calls().last().unwrap().at - last;
+    assert!(5 * SECOND <= gap || last + 10 * SECOND <= began, "{gap:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_sts_gets_no_second_attempts() {
+    let node = Node::start();
+    node.sts.always(throttled());
+    node.manager.warm(node.pod("a"));
+    pass(SECOND / 10).await;
+    node.sts.always(after(5 * SECOND, Answer::Issue(HOUR)));
+    let calls = node.sts.count();
+    node.ask(&node.pod("b")).await.unwrap();
+    let of_b = node.sts.pods()[calls..].iter().filter(|pod| *pod == "b").count();
+    assert_eq!(of_b, 1);
+}
