@@ -11,22 +11,23 @@ use std::{
     time::Duration,
 };
 
-use rolecall_contract::SessionDuration;
 use url::Url;
 
 pub use self::proxy::{ProxyConfig, ProxyUrl};
 use crate::{
     admin,
-    args::{RolesInPath, RunArgs, SlowAnswer, Witness},
-    telemetry,
+    args::RunArgs,
+    credentials,
+    server::{self, caller::Witness}, sessions, telemetry, token,
 };
 
 /// Every part's settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Config {
-    pub pods: PodsConfig,
+    pub kubernetes: KubernetesConfig,
     pub tokens: TokensConfig,
-    pub credentials: CredentialsConfig,
+    pub sessions: sessions::Config,
+    pub credentials: credentials::Config,
     pub sts: StsConfig,
     pub server: ServerConfig,
     pub admin: admin::Config,
@@ -37,36 +38,18 @@ pub struct Config {
 
 /// Where the pods of this node are learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodsConfig {
+pub struct KubernetesConfig {
     pub node_name: String,
-    /// `None` for the ServiceAccount of the daemon's own pod, or else the user's default kubeconfig.
+    /// `None` for the ServiceAccount of the daemon's own pod.
     pub kubeconfig: Option<PathBuf>,
 }
 
 /// Where tokens lie, and what a good one says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct TokensConfig {
+    /// The kubelet's directory of pods.
     pub pods_dir: PathBuf,
-    pub audience: String,
-    /// Empty for the issuer that the API server names.
-    pub issuers: Vec<String>,
-    pub node_name: String,
-}
-
-/// How credentials are fetched and kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CredentialsConfig {
-    /// Exchanges under way at a time.
-    pub concurrency: usize,
-    /// Silence after which a second attempt runs beside the first; not below the attempt's timeout means never.
-    pub hedge_after: Duration,
-    pub attempt_timeout: Duration,
-    pub max_roles_per_pod: usize,
-    /// Length of the sessions of pods that do not name one.
-    pub session_duration: SessionDuration,
-    /// Template of the session's name.
-    pub session_name: String,
-    pub cluster_name: Option<String>,
+    pub verify: token::verify::Config,
 }
 
 /// How STS is reached.
@@ -83,41 +66,13 @@ pub struct StsConfig {
 }
 
 /// How pods are served.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ServerConfig {
     pub listen: Vec<SocketAddr>,
-    pub witness: Witness,
-    pub role_in_path: RolesInPath,
-    pub slow_answer: SlowAnswer,
-    pub timing: Timing,
-    pub limits: Limits,
-}
-
-/// Ages of a request at which something happens to it, and other times of the endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
-    /// Age at which the answer is begun.
-    pub hold: Duration,
-    /// Between two pieces of white space.
-    pub drip_interval: Duration,
-    /// Age at which a request without credentials is given up.
-    pub give_up_after: Duration,
-    /// Age up to which the pod itself may be unknown.
-    pub caller_wait: Duration,
-    /// From the connection on, until the head of the request is there.
-    pub header_timeout: Duration,
-}
-
-/// What pods may use of the endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    pub requests_per_second_per_pod: u32,
-    /// Requests that a pod which was quiet may make at once.
-    pub request_burst_per_pod: u32,
-    pub connections_per_pod: usize,
-    pub waiting_per_pod: usize,
-    /// All pods together.
-    pub connections: usize,
+    pub callers: server::caller::Config,
+    pub endpoint: server::endpoint::Config,
+    pub limits: server::limits::Config,
+    pub listener: server::listener::Config,
 }
 
 /// A setting that cannot be used.
@@ -146,7 +101,7 @@ impl Config {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.server.witness == Witness::Token {
+        if self.server.callers.witness == Witness::Token {
             warnings.push(
                 "--witness token: a token that was stolen from a pod works from every pod of this node"
                     .to_owned(),

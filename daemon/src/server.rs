@@ -1,9 +1,9 @@
 //! The container credentials endpoint: who asks, what is answered, and how.
 
 pub mod caller;
-// endpoint
+pub mod endpoint;
 pub mod limits;
-// listener
+pub mod listener;
 pub mod observe;
 pub mod refusal;
 mod reply;

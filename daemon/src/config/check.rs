@@ -14,13 +14,16 @@ use rolecall_contract::SessionDuration;
 
 use self::sts::check_sts;
 pub(super) use self::sts::is_loopback;
-use super::{Config, ConfigError, CredentialsConfig, Limits, PodsConfig, ServerConfig, Timing, TokensConfig};
+use super::{Config, ConfigError, KubernetesConfig, ServerConfig, TokensConfig};
 use crate::{
     admin,
     args::{
-        EndpointArgs, LimitArgs, PodArgs, ProcessArgs, RunArgs, SessionArgs, SlowAnswer, StsArgs, TokenArgs,
+        EndpointArgs, LimitArgs, PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer, StsArgs,
+        TokenArgs, Witness,
     },
-    telemetry,
+    credentials::{self, SessionNameTemplate},
+    server::{caller, endpoint, limits, listener, slow},
+    sessions, telemetry, token,
 };
 
 /// Most SDKs give up on a server that is silent for this long.
@@ -58,18 +61,27 @@ pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
     let node_name = check_node_name(&mut checked, &pods);
     let config = Config {
         tokens: check_tokens(&mut checked, &pods, &tokens, node_name.clone()),
-        pods: PodsConfig {
-            node_name,
-            kubeconfig: pods.kubeconfig,
-        },
-        credentials: check_credentials(&mut checked, &sts, sessions),
+        sessions: check_sessions(&mut checked, &sessions, node_name.clone()),
+        kubernetes: KubernetesConfig { node_name, kubeconfig: pods.kubeconfig },
+        credentials: check_credentials(&mut checked, &sts, &sessions),
         sts: check_sts(&mut checked, sts, environment),
         server: ServerConfig {
-            witness: tokens.witness,
-            role_in_path: endpoint.role_in_path,
-            slow_answer: endpoint.slow_answer,
-            timing: check_timing(&mut checked, &endpoint),
-            limits: check_limits(&mut checked, limits),
+            callers: caller::Config {
+                witness: match tokens.witness {
+                    Witness::TokenAndAddress => caller::Witness::TokenAndAddress,
+                    Witness::Token => caller::Witness::Token,
+                },
+                wait: endpoint.caller_wait,
+            },
+            endpoint: endpoint::Config {
+                timing: check_timing(&mut checked, &endpoint),
+                role_in_path: endpoint.role_in_path == RolesInPath::Allow,
+            },
+            limits: check_limits(&mut checked, &limits),
+            listener: listener::Config {
+                max_connections: as_usize(limits.max_connections),
+                header_timeout: endpoint.header_timeout,
+            },
             listen: endpoint.listen,
         },
         drain_deadline: check_drain(&mut checked, process.drain_deadline),
@@ -162,14 +174,12 @@ fn check_tokens(checked: &mut Checked, pods: &PodArgs, args: &TokenArgs, node_na
     }
     TokensConfig {
         pods_dir: pods.pods_dir.clone(),
-        audience: args.audience.clone(),
-        issuers,
-        node_name,
+        verify: token::verify::Config { audience: args.audience.clone(), issuers, node_name },
     }
 }
 
-fn check_credentials(checked: &mut Checked, sts: &StsArgs, args: SessionArgs) -> CredentialsConfig {
-    let session_duration = whole_seconds(args.session_duration)
+fn check_sessions(checked: &mut Checked, args: &SessionArgs, node: String) -> sessions::Config {
+    let duration = whole_seconds(args.session_duration)
         .and_then(|seconds| SessionDuration::from_seconds(seconds).ok())
         .unwrap_or_else(|| {
             checked.mistake(
@@ -179,30 +189,35 @@ fn check_credentials(checked: &mut Checked, sts: &StsArgs, args: SessionArgs) ->
             );
             SessionDuration::MIN
         });
+    let name = args.session_name.parse::<SessionNameTemplate>().unwrap_or_else(|error| {
+        checked.mistake("--session-name", format!("{:?}", args.session_name), error.to_string());
+        SessionNameTemplate::default()
+    });
+    let cluster = args.cluster_name.clone().unwrap_or_default();
     checked.that(
-        !args.session_name.trim().is_empty(),
+        !(args.session_name.contains("{cluster}") && cluster.is_empty()),
         "--session-name",
         &args.session_name,
-        "give a template such as {namespace}.{pod}",
+        "{cluster} stands for --cluster-name, which is not given; give it",
     );
+    sessions::Config { name, duration, cluster, node }
+}
+
+fn check_credentials(checked: &mut Checked, sts: &StsArgs, args: &SessionArgs) -> credentials::Config {
     checked.that(
         !sts.sts_hedge_after.is_zero(),
         "--sts-hedge-after",
         sts.sts_hedge_after,
         "every exchange would be made twice; choose 3s, or the value of --sts-attempt-timeout for never",
     );
-    CredentialsConfig {
+    credentials::Config {
         concurrency: as_usize(sts.sts_concurrency),
         hedge_after: sts.sts_hedge_after,
-        attempt_timeout: sts.sts_attempt_timeout,
-        max_roles_per_pod: as_usize(args.max_roles_per_pod),
-        session_duration,
-        session_name: args.session_name,
-        cluster_name: args.cluster_name.filter(|name| !name.is_empty()),
+        roles_per_pod: as_usize(args.max_roles_per_pod),
     }
 }
 
-fn check_timing(checked: &mut Checked, args: &EndpointArgs) -> Timing {
+fn check_timing(checked: &mut Checked, args: &EndpointArgs) -> slow::Timing {
     checked.that(
         args.hold < SDK_PATIENCE,
         "--hold",
@@ -241,16 +256,18 @@ fn check_timing(checked: &mut Checked, args: &EndpointArgs) -> Timing {
         args.header_timeout,
         "choose 100ms to 5m; an SDK sends its request at once, so 10s suits all",
     );
-    Timing {
+    slow::Timing {
         hold: args.hold,
-        drip_interval: args.drip_interval,
+        interval: args.drip_interval,
         give_up_after: args.give_up_after,
-        caller_wait: args.caller_wait,
-        header_timeout: args.header_timeout,
+        mode: match args.slow_answer {
+            SlowAnswer::Drip => slow::Mode::Drip,
+            SlowAnswer::Hold => slow::Mode::Hold,
+        },
     }
 }
 
-fn check_limits(checked: &mut Checked, args: LimitArgs) -> Limits {
+fn check_limits(checked: &mut Checked, args: &LimitArgs) -> limits::Config {
     checked.that(
         args.max_connections_per_pod <= args.max_connections,
         "--max-connections-per-pod",
@@ -263,12 +280,10 @@ fn check_limits(checked: &mut Checked, args: LimitArgs) -> Limits {
         args.max_waiting_per_pod,
         "each waiting request has a connection; choose no more than --max-connections-per-pod",
     );
-    Limits {
-        requests_per_second_per_pod: args.max_requests_per_second_per_pod,
-        request_burst_per_pod: 2 * args.max_requests_per_second_per_pod,
-        connections_per_pod: as_usize(args.max_connections_per_pod),
-        waiting_per_pod: as_usize(args.max_waiting_per_pod),
-        connections: as_usize(args.max_connections),
+    limits::Config {
+        requests_per_second: args.max_requests_per_second_per_pod,
+        waiting: as_usize(args.max_waiting_per_pod),
+        connections: as_usize(args.max_connections_per_pod),
     }
 }
 

@@ -5,30 +5,34 @@ use std::net::SocketAddr;
 use clap::ValueEnum;
 
 use super::Config;
+use crate::{
+    args::{self, RolesInPath, SlowAnswer},
+    server::{caller::Witness, slow::Mode},
+};
 
 /// Flag and value, in the order of the help. What is not set is left out; the variables without a flag come last.
 pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
-    let Config {
-        pods,
-        tokens,
-        credentials,
-        sts,
-        server,
-        admin,
-        log,
-        drain_deadline,
-    } = config;
-    let (timing, limits) = (server.timing, server.limits);
+    let Config { kubernetes, tokens, sessions, credentials, sts, server, admin, log, drain_deadline } = config;
+    let (timing, limits) = (server.endpoint.timing, server.limits);
+    let witness = match server.callers.witness {
+        Witness::TokenAndAddress => args::Witness::TokenAndAddress,
+        Witness::Token => args::Witness::Token,
+    };
+    let role_in_path = if server.endpoint.role_in_path { RolesInPath::Allow } else { RolesInPath::Refuse };
+    let slow_answer = match timing.mode {
+        Mode::Drip => SlowAnswer::Drip,
+        Mode::Hold => SlowAnswer::Hold,
+    };
     let rows: [(&'static str, Option<String>); 39] = [
-        ("--node-name", Some(pods.node_name.clone())),
+        ("--node-name", Some(kubernetes.node_name.clone())),
         (
             "--kubeconfig",
-            pods.kubeconfig.as_ref().map(|path| path.display().to_string()),
+            kubernetes.kubeconfig.as_ref().map(|path| path.display().to_string()),
         ),
         ("--pods-dir", Some(tokens.pods_dir.display().to_string())),
-        ("--audience", Some(tokens.audience.clone())),
-        ("--token-issuer", joined(tokens.issuers.iter().cloned())),
-        ("--witness", Some(name_of(&server.witness))),
+        ("--audience", Some(tokens.verify.audience.clone())),
+        ("--token-issuer", joined(tokens.verify.issuers.iter().cloned())),
+        ("--witness", Some(name_of(&witness))),
         ("--region", sts.region.clone()),
         ("--sts-endpoint", sts.endpoint.as_ref().map(ToString::to_string)),
         ("--sts-fips", Some(sts.fips.to_string())),
@@ -48,32 +52,32 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ),
         (
             "--session-duration",
-            Some(format!("{:?}", credentials.session_duration.as_duration())),
+            Some(format!("{:?}", sessions.duration.as_duration())),
         ),
-        ("--session-name", Some(credentials.session_name.clone())),
-        ("--cluster-name", credentials.cluster_name.clone()),
+        ("--session-name", Some(sessions.name.to_string())),
+        ("--cluster-name", (!sessions.cluster.is_empty()).then(|| sessions.cluster.clone())),
         (
             "--max-roles-per-pod",
-            Some(credentials.max_roles_per_pod.to_string()),
+            Some(credentials.roles_per_pod.to_string()),
         ),
         ("--listen", joined(server.listen.iter().map(ToString::to_string))),
-        ("--role-in-path", Some(name_of(&server.role_in_path))),
+        ("--role-in-path", Some(name_of(&role_in_path))),
         ("--hold", Some(format!("{:?}", timing.hold))),
-        ("--slow-answer", Some(name_of(&server.slow_answer))),
-        ("--drip-interval", Some(format!("{:?}", timing.drip_interval))),
+        ("--slow-answer", Some(name_of(&slow_answer))),
+        ("--drip-interval", Some(format!("{:?}", timing.interval))),
         ("--give-up-after", Some(format!("{:?}", timing.give_up_after))),
-        ("--caller-wait", Some(format!("{:?}", timing.caller_wait))),
-        ("--header-timeout", Some(format!("{:?}", timing.header_timeout))),
+        ("--caller-wait", Some(format!("{:?}", server.callers.wait))),
+        ("--header-timeout", Some(format!("{:?}", server.listener.header_timeout))),
         (
             "--max-requests-per-second-per-pod",
-            Some(limits.requests_per_second_per_pod.to_string()),
+            Some(limits.requests_per_second.to_string()),
         ),
         (
             "--max-connections-per-pod",
-            Some(limits.connections_per_pod.to_string()),
+            Some(limits.connections.to_string()),
         ),
-        ("--max-waiting-per-pod", Some(limits.waiting_per_pod.to_string())),
-        ("--max-connections", Some(limits.connections.to_string())),
+        ("--max-waiting-per-pod", Some(limits.waiting.to_string())),
+        ("--max-connections", Some(server.listener.max_connections.to_string())),
         ("--admin-listen", Some(address_or_off(admin.listen))),
         ("--admin-socket", Some(admin.socket.display().to_string())),
         ("--metrics-listen", Some(address_or_off(admin.metrics_listen))),

@@ -28,6 +28,14 @@ pub enum Witness {
     Token,
 }
 
+/// How callers are found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    pub witness: Witness,
+    /// How long an undecided request waits for the watch.
+    pub wait: Duration,
+}
+
 /// What the peer address says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AddressSays {
@@ -139,8 +147,7 @@ fn fresh_or_refused(pod: Arc<Pod>, expired: bool) -> Decision {
 /// Asks the witnesses. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Callers {
-    witness: Witness,
-    wait: Duration,
+    config: Config,
     table: PodTable,
     verifier: Verifier,
     node: NodeAddresses,
@@ -156,10 +163,8 @@ pub struct Request<'a> {
 }
 
 impl Callers {
-    /// `wait` is how long an undecided request waits for the watch.
     pub fn new(
-        witness: Witness,
-        wait: Duration,
+        config: Config,
         table: PodTable,
         verifier: Verifier,
         node: NodeAddresses,
@@ -172,8 +177,8 @@ impl Callers {
             "Good tokens that came from a place that is not their pod's: stolen, most likely",
             wrong_pod.clone(),
         );
-        let callers = Self { witness, wait, table, verifier, node, clock, wrong_pod };
-        registry.register_collector(Box::new(WitnessInfo(witness)));
+        let callers = Self { config, table, verifier, node, clock, wrong_pod };
+        registry.register_collector(Box::new(WitnessInfo(config.witness)));
         callers
     }
 
@@ -208,7 +213,7 @@ impl Callers {
     }
 
     async fn find_out(&self, request: Request<'_>, arrived: Instant) -> Result<Arc<Pod>, Refusal> {
-        let deadline = arrived + self.wait;
+        let deadline = arrived + self.config.wait;
         let mut undecided = Refusal::NotReady;
         loop {
             // Subscribed before looking, so that no change falls in between.
@@ -260,7 +265,7 @@ impl Callers {
     }
 
     fn testimony(&self, token: TokenSays, address: AddressSays, kubelet_keeps: bool) -> Testimony {
-        Testimony { witness: self.witness, synced: self.table.synced(), address, token, kubelet_keeps }
+        Testimony { witness: self.config.witness, synced: self.table.synced(), address, token, kubelet_keeps }
     }
 
     fn look_up(&self, peer: IpAddr) -> AddressSays {

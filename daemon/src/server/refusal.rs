@@ -1,6 +1,6 @@
 //! Everything that the endpoint refuses: status, stable code, and words that say what to do.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use rolecall_contract::{RoleArn, RoleArnError};
@@ -42,13 +42,13 @@ pub enum Refusal {
     StsDenied {
         pod: PodIdentity,
         role: RoleArn,
-        code: String,
-        message: String,
+        code: Arc<str>,
+        message: Arc<str>,
     },
     /// STS does not take the pod's token; AWS's code and text.
     StsTokenRefused {
-        code: String,
-        message: String,
+        code: Arc<str>,
+        message: Arc<str>,
     },
     /// No pod is known at the address.
     PodUnknown,

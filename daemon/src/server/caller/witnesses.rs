@@ -53,8 +53,7 @@ fn fixture(pods: Vec<PodBuilder>, away: bool) -> Fixture {
     let config = Config { audience: "sts.amazonaws.com".into(), issuers: Vec::new(), node_name: "n1".into() };
     let verifier = Verifier::new(config, keys, TokenSource::new(kubelet.path().to_owned()));
     let callers = Callers::new(
-        Witness::TokenAndAddress,
-        Duration::from_secs(5),
+        super::Config { witness: Witness::TokenAndAddress, wait: Duration::from_secs(5) },
         table.clone(),
         verifier,
         NodeAddresses::fixed(["127.0.0.0/8".parse().unwrap(), "10.0.0.254/32".parse().unwrap()]),
