@@ -70,6 +70,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { concurrency: 16, hedge_after: Duration::from_secs(3), roles_per_pod: 16 }
+        Self {
+            concurrency: 16,
+            hedge_after: Duration::from_secs(3),
+            roles_per_pod: 16,
+        }
     }
 }

@@ -58,8 +58,16 @@ pub(super) struct InFlight(Gauge);
 impl Metrics {
     /// Adds them to `registry`, under their full names.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("rolecall_credentials", "Credentials by state", self.credentials.clone());
-        registry.register("rolecall_sts_requests", "Attempts with STS by outcome", self.sts_requests.clone());
+        registry.register(
+            "rolecall_credentials",
+            "Credentials by state",
+            self.credentials.clone(),
+        );
+        registry.register(
+            "rolecall_sts_requests",
+            "Attempts with STS by outcome",
+            self.sts_requests.clone(),
+        );
         registry.register(
             "rolecall_sts_request_duration_seconds",
             "Time that STS took to answer one attempt",
@@ -96,7 +104,9 @@ impl Metrics {
             Err(StsError::Unreachable { .. }) => "unreachable",
         };
         self.sts_requests.get_or_create(&OutcomeLabel { outcome }).inc();
-        self.sts_duration.get_or_create(&OutcomeLabel { outcome }).observe(took.as_secs_f64());
+        self.sts_duration
+            .get_or_create(&OutcomeLabel { outcome })
+            .observe(took.as_secs_f64());
     }
 
     pub(super) fn concurrency_limit(&self, limit: usize) {
@@ -108,9 +118,15 @@ impl Metrics {
     }
 
     pub(super) fn set_counts(&self, counts: Counts) {
-        let states = [("valid", counts.valid), ("pending", counts.pending), ("failed", counts.failed)];
+        let states = [
+            ("valid", counts.valid),
+            ("pending", counts.pending),
+            ("failed", counts.failed),
+        ];
         for (state, count) in states {
-            self.credentials.get_or_create(&StateLabel { state }).set(gauge(count));
+            self.credentials
+                .get_or_create(&StateLabel { state })
+                .set(gauge(count));
         }
     }
 }
@@ -161,7 +177,11 @@ mod tests {
         let metrics = Metrics::default();
         let mut registry = Registry::default();
         metrics.register(&mut registry);
-        metrics.set_counts(Counts { valid: 3, pending: 2, failed: 1 });
+        metrics.set_counts(Counts {
+            valid: 3,
+            pending: 2,
+            failed: 1,
+        });
         metrics.concurrency_limit(8);
         metrics.attempted(&Ok(()), Duration::from_millis(30));
         metrics.attempted::<()>(&Err(StsError::unreachable("timed out")), Duration::from_secs(15));

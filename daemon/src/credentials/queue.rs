@@ -54,9 +54,17 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let place = match self.remove(key) {
             None => {
                 self.next_number += 1;
-                Place { priority, at, number: self.next_number }
+                Place {
+                    priority,
+                    at,
+                    number: self.next_number,
+                }
             }
-            Some(was) => Place { priority: was.priority.max(priority), at: was.at.min(at), number: was.number },
+            Some(was) => Place {
+                priority: was.priority.max(priority),
+                at: was.at.min(at),
+                number: was.number,
+            },
         };
         self.places.insert(key.clone(), place);
         self.keys.insert(place.number, key.clone());
@@ -95,7 +103,8 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let place = self.places.remove(key)?;
         self.keys.remove(&place.number);
         self.later.remove(&(place.at, place.number));
-        self.due.remove(&(Reverse(place.priority), place.at, place.number));
+        self.due
+            .remove(&(Reverse(place.priority), place.at, place.number));
         Some(place)
     }
 }
@@ -124,7 +133,10 @@ mod tests {
         queue.raise(&"asked soon too", RealTime, now + second);
         queue.raise(&"asked, not due", RealTime, now + 10 * second);
         let later = now + 3 * second;
-        assert_eq!(order(&mut queue, later), ["asked soon", "asked soon too", "asked late", "warm", "refresh"]);
+        assert_eq!(
+            order(&mut queue, later),
+            ["asked soon", "asked soon too", "asked late", "warm", "refresh"]
+        );
         assert_eq!(queue.next_at(), Some(now + 10 * second));
     }
 

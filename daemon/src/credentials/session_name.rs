@@ -27,9 +27,14 @@ pub struct SessionNameValues<'a> {
 /// Why a text is no template of session names, in words for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SessionNameError {
-    #[error("the session name's template is empty; the default is {}", SessionNameTemplate::DEFAULT)]
+    #[error(
+        "the session name's template is empty; the default is {}",
+        SessionNameTemplate::DEFAULT
+    )]
     Empty,
-    #[error("{{{0}}} is no placeholder; use {{cluster}}, {{namespace}}, {{pod}}, {{serviceAccount}} or {{node}}")]
+    #[error(
+        "{{{0}}} is no placeholder; use {{cluster}}, {{namespace}}, {{pod}}, {{serviceAccount}} or {{node}}"
+    )]
     UnknownPlaceholder(String),
     #[error("a brace has no partner; placeholders are written like {{namespace}}")]
     Unbalanced,
@@ -65,10 +70,16 @@ impl SessionNameTemplate {
     pub fn render(&self, values: &SessionNameValues<'_>) -> SessionName {
         let full: String = self.0.iter().map(|part| part.of(values)).collect();
         let legal = |c: char| c.is_ascii() && is_legal(c);
-        if (MIN_LENGTH..=MAX_LENGTH).contains(&full.len()) && full.chars().all(legal) && !ends_like_a_hash(&full) {
+        if (MIN_LENGTH..=MAX_LENGTH).contains(&full.len())
+            && full.chars().all(legal)
+            && !ends_like_a_hash(&full)
+        {
             return SessionName(full.into());
         }
-        let kept = full.chars().map(|c| if legal(c) { c } else { '_' }).take(MAX_LENGTH - 1 - HASH_LENGTH);
+        let kept = full
+            .chars()
+            .map(|c| if legal(c) { c } else { '_' })
+            .take(MAX_LENGTH - 1 - HASH_LENGTH);
         let name: String = kept.chain(['-']).chain(hash(&full).chars()).collect();
         SessionName(name.into())
     }
@@ -156,13 +167,21 @@ fn is_legal(c: char) -> bool {
 /// Whether `text` ends in a dash and as many lower-case hexadecimal digits as our hashes have.
 fn ends_like_a_hash(text: &str) -> bool {
     text.rsplit_once('-').is_some_and(|(_, end)| {
-        end.len() == HASH_LENGTH && end.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        end.len() == HASH_LENGTH
+            && end
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }
 
 fn hash(text: &str) -> String {
     let digest = digest::digest(&digest::SHA256, text.as_bytes());
-    digest.as_ref().iter().take(HASH_LENGTH / 2).map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .as_ref()
+        .iter()
+        .take(HASH_LENGTH / 2)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -172,7 +191,13 @@ mod tests {
     use super::*;
 
     fn values<'a>(namespace: &'a str, pod: &'a str) -> SessionNameValues<'a> {
-        SessionNameValues { cluster: "prod", namespace, pod, service_account: "orders", node: "ip-10-0-0-1" }
+        SessionNameValues {
+            cluster: "prod",
+            namespace,
+            pod,
+            service_account: "orders",
+            node: "ip-10-0-0-1",
+        }
     }
 
     #[track_caller]
@@ -189,10 +214,18 @@ mod tests {
     #[test]
     fn every_placeholder_stands_for_its_value() {
         check(SessionNameTemplate::DEFAULT, "shop", "orders-0", "shop.orders-0");
-        check("{cluster}@{node}={serviceAccount}", "shop", "orders-0", "prod@ip-10-0-0-1=orders");
+        check(
+            "{cluster}@{node}={serviceAccount}",
+            "shop",
+            "orders-0",
+            "prod@ip-10-0-0-1=orders",
+        );
         check("fixed", "shop", "orders-0", "fixed");
         check("{pod}{pod}", "shop", "a", "aa");
-        assert_eq!(SessionNameTemplate::DEFAULT.parse(), Ok(SessionNameTemplate::default()));
+        assert_eq!(
+            SessionNameTemplate::DEFAULT.parse(),
+            Ok(SessionNameTemplate::default())
+        );
     }
 
     #[test]
@@ -205,13 +238,21 @@ mod tests {
         check_error("{namespace}/{pod}", SessionNameError::IllegalCharacter('/'));
         check_error("é{pod}", SessionNameError::IllegalCharacter('é'));
         let text = SessionNameError::UnknownPlaceholder("ns".to_owned()).to_string();
-        assert!(text.starts_with("{ns} is no placeholder; use {cluster}"), "{text}");
+        assert!(
+            text.starts_with("{ns} is no placeholder; use {cluster}"),
+            "{text}"
+        );
     }
 
     #[test]
     fn sixty_four_characters_stay_and_more_are_shortened_for_ever_in_the_same_way() {
         check("{pod}", "", &"p".repeat(64), &"p".repeat(64));
-        check("{pod}", "", &"p".repeat(65), &format!("{}-6da5603b5b9c", "p".repeat(51)));
+        check(
+            "{pod}",
+            "",
+            &"p".repeat(65),
+            &format!("{}-6da5603b5b9c", "p".repeat(51)),
+        );
         check("{pod}", "", "a", "a-ca978112ca1b");
         check("{pod}", "", "ordérs", "ord_rs-2ed482d2fd32");
     }

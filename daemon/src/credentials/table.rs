@@ -81,7 +81,10 @@ struct Entry {
 enum Phase {
     Idle,
     Fetching,
-    AwaitingToken { since: Instant, _ends_with_it: DropGuard },
+    AwaitingToken {
+        since: Instant,
+        _ends_with_it: DropGuard,
+    },
 }
 
 /// Whose work it is. Results come back with it, and are dropped where the entry is another by then.
@@ -112,12 +115,15 @@ pub(super) enum Consequence {
     /// It is settled, or is tried again later; `failures` counts this one's kind in a row.
     Settled { failures: u32 },
     /// The token is to be waited for.
-    AwaitToken(Work),
+    AwaitToken(Box<Work>),
 }
 
 impl Now {
     pub(super) fn of(clock: &Clock) -> Self {
-        Self { wall: clock.now(), at: Instant::now() }
+        Self {
+            wall: clock.now(),
+            at: Instant::now(),
+        }
     }
 }
 
@@ -136,16 +142,22 @@ impl Status {
     /// Credentials that are good to hand out; below the floor only where none better are to be had.
     pub(super) fn hand_out(&self, now: SystemTime) -> Option<&Arc<Credentials>> {
         let better_is_to_be_had = !self.is_best && self.failure.is_none();
-        self.valid(now).filter(|it| !better_is_to_be_had || policy::is_above_floor(it, now))
+        self.valid(now)
+            .filter(|it| !better_is_to_be_had || policy::is_above_floor(it, now))
     }
 
     /// Credentials that have not expired.
     pub(super) fn valid(&self, now: SystemTime) -> Option<&Arc<Credentials>> {
-        self.credentials.as_ref().filter(|it| !self.gone && it.is_valid_at(now))
+        self.credentials
+            .as_ref()
+            .filter(|it| !self.gone && it.is_valid_at(now))
     }
 
     fn remembered(&self, now: Instant) -> Option<&FetchError> {
-        self.remembered.as_ref().filter(|(_, until)| now < *until).map(|(error, _)| error)
+        self.remembered
+            .as_ref()
+            .filter(|(_, until)| now < *until)
+            .map(|(error, _)| error)
     }
 }
 
@@ -186,8 +198,18 @@ impl Table {
     /// `None` where the pod has as many keys as it may have. A pod that was just forgotten gets a status that says
     /// so: requests that were decided before are still on their way.
     pub(super) fn request(&mut self, request: SessionRequest, now: Now) -> Option<watch::Receiver<Status>> {
-        if self.forgotten.iter().any(|(at, pod)| now.at < *at + STAY_GONE && *pod == request.key.pod) {
-            return Some(watch::channel(Status { gone: true, ..Status::default() }).1);
+        if self
+            .forgotten
+            .iter()
+            .any(|(at, pod)| now.at < *at + STAY_GONE && *pod == request.key.pod)
+        {
+            return Some(
+                watch::channel(Status {
+                    gone: true,
+                    ..Status::default()
+                })
+                .1,
+            );
         }
         let key = request.key.clone();
         if let Some(entry) = self.entries.get_mut(&key) {
@@ -204,7 +226,9 @@ impl Table {
 
     /// Hurries the next attempt for `key`, where a request would wait for it.
     pub(super) fn ask(&mut self, key: &CredentialKey, now: Now) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
         entry.asked_at = now.at;
         if entry.status.borrow().outcome(now).is_some() {
             return;
@@ -213,7 +237,8 @@ impl Table {
             Phase::Fetching => {}
             // A missing token is looked for anew: the wait for an old pod's looks rarely.
             Phase::Idle | Phase::AwaitingToken { .. } => {
-                self.queue.raise(key, Priority::RealTime, entry.retry_at.max(now.at));
+                self.queue
+                    .raise(key, Priority::RealTime, entry.retry_at.max(now.at));
             }
         }
     }
@@ -235,7 +260,9 @@ impl Table {
     /// Begins the most urgent work that is due.
     pub(super) fn begin(&mut self, now: Now) -> Option<Work> {
         while let Some(key) = self.queue.pop_due(now.at) {
-            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            let Some(entry) = self.entries.get_mut(&key) else {
+                continue;
+            };
             if entry.is_abandoned(now) {
                 self.remove(&key);
                 continue;
@@ -254,7 +281,11 @@ impl Table {
 
     /// Takes the result of a fetch.
     pub(super) fn finish(&mut self, ticket: &Ticket, fetched: Fetched, now: Now) -> Consequence {
-        let Some(entry) = self.entries.get_mut(&ticket.key).filter(|it| it.generation == ticket.generation) else {
+        let Some(entry) = self
+            .entries
+            .get_mut(&ticket.key)
+            .filter(|it| it.generation == ticket.generation)
+        else {
             return Consequence::Dropped;
         };
         entry.phase = Phase::Idle;
@@ -267,15 +298,24 @@ impl Table {
             }
             Fetched::TokenMissing => {
                 entry.retry_at = now.at + policy::LOOK_FOR_TOKEN;
-                entry.status.send_modify(|status| status.failure = Some(FetchError::TokenMissing));
+                entry
+                    .status
+                    .send_modify(|status| status.failure = Some(FetchError::TokenMissing));
                 let alive = entry.alive.child_token();
                 let since = entry.awaited_since.take().unwrap_or(now.at);
-                entry.phase = Phase::AwaitingToken { since, _ends_with_it: alive.clone().drop_guard() };
-                let work = Work { alive, ..entry.work() };
+                entry.phase = Phase::AwaitingToken {
+                    since,
+                    _ends_with_it: alive.clone().drop_guard(),
+                };
+                let work = Work {
+                    alive,
+                    ..entry.work()
+                };
                 if !entry.is_warmed {
-                    self.queue.raise(&ticket.key, Priority::Background, now.at + policy::KEEP_UNASKED);
+                    self.queue
+                        .raise(&ticket.key, Priority::Background, now.at + policy::KEEP_UNASKED);
                 }
-                Consequence::AwaitToken(work)
+                Consequence::AwaitToken(Box::new(work))
             }
             Fetched::Failed(error) if error.is_transient() => {
                 let at = entry.fail(error, now);
@@ -296,8 +336,13 @@ impl Table {
 
     /// Takes the end of a wait for a token, and says how long it was. The fetch that follows reads the token.
     pub(super) fn token_came(&mut self, ticket: &Ticket, now: Now) -> Option<Duration> {
-        let entry = self.entries.get_mut(&ticket.key).filter(|it| it.generation == ticket.generation)?;
-        let Phase::AwaitingToken { since, .. } = entry.phase else { return None };
+        let entry = self
+            .entries
+            .get_mut(&ticket.key)
+            .filter(|it| it.generation == ticket.generation)?;
+        let Phase::AwaitingToken { since, .. } = entry.phase else {
+            return None;
+        };
         entry.phase = Phase::Idle;
         let priority = entry.priority(now);
         self.queue.raise(&ticket.key, priority, now.at);
@@ -319,11 +364,15 @@ impl Table {
             Phase::Fetching => return FetchError::unreachable("an attempt is still running"),
             Phase::AwaitingToken { .. } => FetchError::TokenMissing,
             Phase::Idle => entry.status.borrow().failure.clone().unwrap_or_else(|| {
-                FetchError::unreachable("no attempt could be made; the limit of attempts at a time is reached")
+                FetchError::unreachable(
+                    "no attempt could be made; the limit of attempts at a time is reached",
+                )
             }),
         };
         let until = now.at + policy::REMEMBER_UNAVAILABLE;
-        entry.status.send_modify(|status| status.remembered = Some((error.clone(), until)));
+        entry
+            .status
+            .send_modify(|status| status.remembered = Some((error.clone(), until)));
         error
     }
 
@@ -332,7 +381,8 @@ impl Table {
         for (key, entry) in &self.entries {
             let is_fresh = |status: &Status| status.credentials.is_some() && status.failure.is_none();
             if matches!(entry.phase, Phase::Idle) && is_fresh(&entry.status.borrow()) {
-                self.queue.raise(key, entry.priority(now), due(entry.refresh_at, now));
+                self.queue
+                    .raise(key, entry.priority(now), due(entry.refresh_at, now));
             }
         }
     }
@@ -343,7 +393,9 @@ impl Table {
             let status = entry.status.borrow();
             let count = match (&entry.phase, &status.failure) {
                 _ if status.valid(now.wall).is_some() => &mut counts.valid,
-                (Phase::AwaitingToken { .. }, _) | (_, None | Some(FetchError::TokenMissing)) => &mut counts.pending,
+                (Phase::AwaitingToken { .. }, _) | (_, None | Some(FetchError::TokenMissing)) => {
+                    &mut counts.pending
+                }
                 (Phase::Idle | Phase::Fetching, Some(_)) => &mut counts.failed,
             };
             *count += 1;
@@ -357,7 +409,9 @@ impl Table {
         if keys.len() < self.roles_per_pod {
             return true;
         }
-        let abandoned = keys.iter().find(|key| self.entries.get(key).is_some_and(|entry| entry.is_abandoned(now)));
+        let abandoned = keys
+            .iter()
+            .find(|key| self.entries.get(key).is_some_and(|entry| entry.is_abandoned(now)));
         abandoned.inspect(|key| self.remove(key)).is_some()
     }
 
@@ -386,8 +440,13 @@ impl Table {
     }
 
     fn remove(&mut self, key: &CredentialKey) {
-        let Some(entry) = self.entries.remove(key) else { return };
-        entry.status.send_replace(Status { gone: true, ..Status::default() });
+        let Some(entry) = self.entries.remove(key) else {
+            return;
+        };
+        entry.status.send_replace(Status {
+            gone: true,
+            ..Status::default()
+        });
         self.queue.forget(key);
         if let Some(keys) = self.by_pod.get_mut(&key.pod) {
             keys.retain(|it| it != key);
@@ -401,7 +460,10 @@ impl Table {
 impl Entry {
     fn work(&self) -> Work {
         Work {
-            ticket: Ticket { key: self.request.key.clone(), generation: self.generation },
+            ticket: Ticket {
+                key: self.request.key.clone(),
+                generation: self.generation,
+            },
             request: self.request.clone(),
             alive: self.alive.clone(),
         }
@@ -427,7 +489,9 @@ impl Entry {
     /// places. What may yet succeed is tried for a while longer: the client's retry finds it done.
     fn is_abandoned(&self, now: Now) -> bool {
         let status = self.status.borrow();
-        let Some(failure) = &status.failure else { return false };
+        let Some(failure) = &status.failure else {
+            return false;
+        };
         let lasting = !failure.is_transient() || self.asked_at + policy::KEEP_UNASKED <= now.at;
         !self.is_warmed
             && !self.is_waited_for()
@@ -460,7 +524,8 @@ impl Entry {
         let left = self.left(now);
         let longest = left.map_or(policy::RETRY_UNASKED, policy::longest_retry);
         let jitter = fastrand::f64();
-        self.retry_at = now.at + policy::retry_in(self.failures, longest.min(policy::RETRY_WAITED_FOR), jitter);
+        self.retry_at =
+            now.at + policy::retry_in(self.failures, longest.min(policy::RETRY_WAITED_FOR), jitter);
         self.status.send_modify(|status| status.failure = Some(error));
         if self.is_waited_for() {
             return self.retry_at;

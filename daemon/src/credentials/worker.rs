@@ -38,7 +38,13 @@ enum Done {
 }
 
 impl<S: Sts> Worker<S> {
-    pub(super) fn new(config: Config, sts: S, tokens: TokenSource, metrics: Metrics, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        config: Config,
+        sts: S,
+        tokens: TokenSource,
+        metrics: Metrics,
+        shared: Arc<Shared>,
+    ) -> Self {
         let pace = Pace::new(config.concurrency, shared.wake.clone(), metrics.clone());
         let fetcher = Arc::new(Fetcher {
             sts,
@@ -48,7 +54,14 @@ impl<S: Sts> Worker<S> {
             pace: pace.clone(),
             hedge_after: config.hedge_after,
         });
-        Self { shared, fetcher, pace, metrics, under_way: FuturesUnordered::new(), follow_clock_at: Instant::now() }
+        Self {
+            shared,
+            fetcher,
+            pace,
+            metrics,
+            under_way: FuturesUnordered::new(),
+            follow_clock_at: Instant::now(),
+        }
     }
 
     /// Works until `shutdown` completes. What is under way by then is cancelled, and nothing is fetched any more;
@@ -76,8 +89,12 @@ impl<S: Sts> Worker<S> {
         }
         let look_again_at = loop {
             // A place that comes free wakes the worker, so full is no reason to look again sooner.
-            let Some(free_at) = self.pace.free_at(now.at) else { break self.follow_clock_at };
-            let Some(due_at) = self.shared.table().next_at() else { break self.follow_clock_at };
+            let Some(free_at) = self.pace.free_at(now.at) else {
+                break self.follow_clock_at;
+            };
+            let Some(due_at) = self.shared.table().next_at() else {
+                break self.follow_clock_at;
+            };
             let begins_at = free_at.max(due_at);
             if now.at < begins_at {
                 break begins_at.min(self.follow_clock_at);
@@ -92,7 +109,14 @@ impl<S: Sts> Worker<S> {
         look_again_at
     }
 
-    fn fetch(&mut self, Work { ticket, request, alive }: Work) {
+    fn fetch(
+        &mut self,
+        Work {
+            ticket,
+            request,
+            alive,
+        }: Work,
+    ) {
         let fetcher = self.fetcher.clone();
         let place = self.pace.take();
         self.under_way.push(Box::pin(async move {
@@ -111,7 +135,14 @@ impl<S: Sts> Worker<S> {
     }
 
     /// Waits for a token beside the exchanges: a pod whose token never comes holds up nobody else.
-    fn await_token(&mut self, Work { ticket, request, alive }: Work) {
+    fn await_token(
+        &mut self,
+        Work {
+            ticket,
+            request,
+            alive,
+        }: Work,
+    ) {
         let fetcher = self.fetcher.clone();
         self.under_way.push(Box::pin(async move {
             match alive.run_until_cancelled(fetcher.wait_for_token(&request)).await {
@@ -139,7 +170,7 @@ impl<S: Sts> Worker<S> {
                     Consequence::Settled { failures } => report.log(&request, failures),
                     Consequence::AwaitToken(work) => {
                         tracing::debug!(pod = %request.pod, "wait for the pod's token");
-                        self.await_token(work);
+                        self.await_token(*work);
                     }
                 }
             }

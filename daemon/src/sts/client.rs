@@ -5,8 +5,7 @@ use std::time::{Duration, SystemTime};
 use aws_sdk_sts::{
     Client,
     config::{
-        AppName, BehaviorVersion, Config, Region, StalledStreamProtectionConfig,
-        retry::RetryConfig,
+        AppName, BehaviorVersion, Config, Region, StalledStreamProtectionConfig, retry::RetryConfig,
         timeout::TimeoutConfig,
     },
     operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityOutput,
@@ -100,7 +99,11 @@ impl StsClient {
     /// # Errors
     /// An endpoint or a proxy that is no usable URL.
     pub fn new(config: StsConfig) -> Result<Self, StsConfigError> {
-        if config.endpoint.as_ref().is_some_and(|url| !matches!(url.scheme(), "http" | "https") || !url.has_host()) {
+        if config
+            .endpoint
+            .as_ref()
+            .is_some_and(|url| !matches!(url.scheme(), "http" | "https") || !url.has_host())
+        {
             return Err(StsConfigError::Endpoint);
         }
         let mut sdk = Config::builder()
@@ -119,7 +122,10 @@ impl StsClient {
         if let Some(endpoint) = config.endpoint {
             sdk = sdk.endpoint_url(endpoint);
         }
-        Ok(Self { client: Client::from_conf(sdk.build()), attempt_timeout: config.attempt_timeout })
+        Ok(Self {
+            client: Client::from_conf(sdk.build()),
+            attempt_timeout: config.attempt_timeout,
+        })
     }
 
     async fn ask(&self, request: &SessionRequest, token: &Token) -> Result<Issued, StsError> {
@@ -155,7 +161,9 @@ impl Sts for StsClient {
 
 fn issued(output: AssumeRoleWithWebIdentityOutput) -> Result<Issued, StsError> {
     let request_id = output.request_id().map(str::to_owned);
-    let credentials = output.credentials.ok_or_else(|| StsError::unreachable("the answer has no credentials"))?;
+    let credentials = output
+        .credentials
+        .ok_or_else(|| StsError::unreachable("the answer has no credentials"))?;
     Ok(Issued {
         access_key_id: credentials.access_key_id,
         secret_access_key: Zeroizing::new(credentials.secret_access_key),
@@ -171,7 +179,11 @@ fn issued(output: AssumeRoleWithWebIdentityOutput) -> Result<Issued, StsError> {
 fn http_client(config: &StsConfig) -> Result<SharedHttpClient, StsConfigError> {
     let mut connector = Connector::builder()
         .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
-        .connector_settings(HttpConnectorSettings::builder().connect_timeout(config.connect_timeout).build())
+        .connector_settings(
+            HttpConnectorSettings::builder()
+                .connect_timeout(config.connect_timeout)
+                .build(),
+        )
         .pool_idle_timeout(KEEP_IDLE);
     connector.set_proxy_config(proxy(config)?);
     let connector = SharedHttpConnector::new(connector.build());
@@ -186,9 +198,22 @@ fn proxy(config: &StsConfig) -> Result<Option<ProxyConfig>, StsConfigError> {
     let Some(url) = url.as_deref().map(str::trim).filter(|url| !url.is_empty()) else {
         return Ok(None);
     };
+    let no_proxy = proxies.no_proxy.as_deref().unwrap_or_default();
+    // The matcher does not apply the star to addresses.
+    if no_proxy.split(',').any(|host| host.trim() == "*") {
+        return Ok(None);
+    }
     // As curl and everyone who follows it, a proxy without a scheme is spoken to in plain HTTP.
-    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let proxy = if is_plain { ProxyConfig::http(url) } else { ProxyConfig::https(url) };
+    let url = if url.contains("://") {
+        url.to_owned()
+    } else {
+        format!("http://{url}")
+    };
+    let proxy = if is_plain {
+        ProxyConfig::http(url)
+    } else {
+        ProxyConfig::https(url)
+    };
     let proxy = proxy.map_err(|_| StsConfigError::Proxy)?;
-    Ok(Some(proxy.no_proxy(proxies.no_proxy.as_deref().unwrap_or_default())))
+    Ok(Some(proxy.no_proxy(no_proxy)))
 }

@@ -24,8 +24,8 @@ use zeroize::Zeroizing;
 
 use crate::{
     credentials::{
-        Config, CredentialKey, CredentialManager, Credentials, FetchError, Issued, Metrics, Pending, SessionNameTemplate,
-        SessionNameValues, SessionRequest, Sts, StsError,
+        Config, CredentialKey, CredentialManager, Credentials, FetchError, Issued, Metrics, Pending,
+        SessionNameTemplate, SessionNameValues, SessionRequest, Sts, StsError,
     },
     identity::PodIdentity,
     time::Clock,
@@ -64,8 +64,10 @@ struct Call {
 #[derive(Clone)]
 struct FakeSts(Arc<Fake>);
 
+type Behavior = Box<dyn FnMut(&Call) -> Answer + Send>;
+
 struct Fake {
-    answer: Mutex<Box<dyn FnMut(&Call) -> Answer + Send>>,
+    answer: Mutex<Behavior>,
     calls: Mutex<Vec<Call>>,
     out: AtomicUsize,
     most_out: AtomicUsize,
@@ -100,7 +102,8 @@ impl Node {
         let pods_dir = tempfile::tempdir().unwrap();
         let stepped = Arc::new(AtomicU64::new(0));
         let (steps, following) = (stepped.clone(), Clock::following_tokio(UNIX_EPOCH + 1000 * HOUR));
-        let clock = Clock::from_fn(move || following.now() + Duration::from_secs(steps.load(Ordering::SeqCst)));
+        let clock =
+            Clock::from_fn(move || following.now() + Duration::from_secs(steps.load(Ordering::SeqCst)));
         let sts = FakeSts(Arc::new(Fake {
             answer: Mutex::new(Box::new(|_| Answer::Issue(HOUR))),
             calls: Mutex::default(),
@@ -114,7 +117,15 @@ impl Node {
         let (manager, worker) =
             CredentialManager::new(config, sts.clone(), tokens, clock.clone(), metrics.clone());
         let worker = spawn(worker.run(std::future::pending()));
-        Self { manager, sts, metrics, pods_dir, stepped, clock, worker }
+        Self {
+            manager,
+            sts,
+            metrics,
+            pods_dir,
+            stepped,
+            clock,
+            worker,
+        }
     }
 
     /// A node with one pod `a`, whose token is there and whose credentials are warm.
@@ -144,12 +155,18 @@ impl Node {
     }
 
     fn token_path(&self, pod: &str) -> PathBuf {
-        self.pods_dir.path().join(pod).join("volumes/kubernetes.io~projected/rolecall-token/token")
+        self.pods_dir
+            .path()
+            .join(pod)
+            .join("volumes/kubernetes.io~projected/rolecall-token/token")
     }
 
     /// Asks, and waits for the outcome for as long as the endpoint would: 20 s.
     async fn ask(&self, request: &SessionRequest) -> Result<Arc<Credentials>, FetchError> {
-        let mut pending = self.manager.request(request.clone()).expect("the pod may have this role");
+        let mut pending = self
+            .manager
+            .request(request.clone())
+            .expect("the pod may have this role");
         match tokio::time::timeout(20 * SECOND, pending.outcome()).await {
             Ok(outcome) => outcome,
             Err(_) => match pending.best() {
@@ -161,12 +178,17 @@ impl Node {
 
     /// A request that waits in a task of its own.
     fn asking(&self, request: &SessionRequest) -> JoinHandle<Result<Arc<Credentials>, FetchError>> {
-        let mut pending = self.manager.request(request.clone()).expect("the pod may have this role");
+        let mut pending = self
+            .manager
+            .request(request.clone())
+            .expect("the pod may have this role");
         spawn(async move { pending.outcome().await })
     }
 
     fn pending(&self, request: &SessionRequest) -> Pending {
-        self.manager.request(request.clone()).expect("the pod may have this role")
+        self.manager
+            .request(request.clone())
+            .expect("the pod may have this role")
     }
 
     /// What is known to a request at once, without a wait.
@@ -218,12 +240,19 @@ impl FakeSts {
 
     /// Seconds between the calls.
     fn gaps(&self) -> Vec<f64> {
-        self.calls().windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect()
+        self.calls()
+            .windows(2)
+            .map(|pair| (pair[1].at - pair[0].at).as_secs_f64())
+            .collect()
     }
 }
 
 impl Sts for FakeSts {
-    async fn assume_role_with_web_identity(&self, request: &SessionRequest, token: &Token) -> Result<Issued, StsError> {
+    async fn assume_role_with_web_identity(
+        &self,
+        request: &SessionRequest,
+        token: &Token,
+    ) -> Result<Issued, StsError> {
         let fake = &self.0;
         let call = Call {
             pod: request.key.pod.to_string(),
@@ -289,11 +318,19 @@ fn denied() -> Answer {
 }
 
 fn token_refused() -> Answer {
-    Answer::Fail(StsError::TokenRefused { code: "ExpiredTokenException".into(), message: "expired".into(), request_id: None })
+    Answer::Fail(StsError::TokenRefused {
+        code: "ExpiredTokenException".into(),
+        message: "expired".into(),
+        request_id: None,
+    })
 }
 
 fn throttled() -> Answer {
-    Answer::Fail(StsError::Throttled { code: "Throttling".into(), message: "Rate exceeded".into(), request_id: None })
+    Answer::Fail(StsError::Throttled {
+        code: "Throttling".into(),
+        message: "Rate exceeded".into(),
+        request_id: None,
+    })
 }
 
 fn unreachable() -> Answer {
@@ -321,8 +358,15 @@ fn request(pod: &str, role: &str) -> SessionRequest {
         session_name: SessionNameTemplate::default().render(&values),
         duration: SessionDuration::from_seconds(3600).unwrap(),
     };
-    let volume = TokenVolume { volume: "rolecall-token".into(), path: "token".into() };
-    SessionRequest { key, pod: identity, volumes: [volume].into() }
+    let volume = TokenVolume {
+        volume: "rolecall-token".into(),
+        path: "token".into(),
+    };
+    SessionRequest {
+        key,
+        pod: identity,
+        volumes: [volume].into(),
+    }
 }
 
 /// Lets time pass, and everything happen that happens in it.
