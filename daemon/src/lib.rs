@@ -1,11 +1,37 @@
 //! The Rolecall daemon: every pod of a node gets its own AWS credentials.
 //!
 //! # Layout
-//! In reading order: who a pod is ([`identity`]), which token it has on disk ([`token`]), which credentials it
-//! holds ([`credentials`]) and how AWS is asked for them ([`sts`]).
+//! In reading order: who a pod is ([`identity`]) and what the API server says of it ([`pods`], through
+//! [`kubernetes`]); which token it has on disk and whether to believe one ([`token`]); the session to ask for
+//! ([`sessions`]) and the credentials it yields ([`credentials`]) through AWS's door ([`sts`]); who is asking and
+//! what is answered ([`server`]); the machine underneath ([`node`]).
+//!
+//! Around them the process: what was typed ([`args`]) and what it means ([`config`]), logs ([`telemetry`]) and
+//! [`metrics`], how tasks start and end ([`drain`], [`signal`]), how the daemon says that it is well
+//! ([`readiness`], [`liveness`], [`admin`]) and how it is asked ([`probe`]). [`app`] is where they meet.
 
-pub mod credentials;
+pub mod app;
+
 pub mod identity;
-pub mod sts;
+pub mod kubernetes;
+pub mod node;
+pub mod pods;
 pub mod time;
 pub mod token;
+
+pub mod credentials;
+pub mod sessions;
+pub mod sts;
+
+pub mod server;
+
+pub mod admin;
+pub mod args;
+pub mod config;
+pub mod drain;
+pub mod liveness;
+pub mod metrics;
+pub mod probe;
+pub mod readiness;
+pub mod signal;
+pub mod telemetry;

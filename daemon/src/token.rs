@@ -1,5 +1,8 @@
 //! Projected ServiceAccount tokens: where they lie, what they claim, and whether to believe it.
 
+pub mod claims;
+pub mod keys;
+pub mod verify;
 pub mod volume;
 
 use std::fmt;

@@ -162,3 +162,6 @@ fn read_capped(file: File) -> Result<Token, ReadError> {
     let token = Token::new(text);
     if token.expose().is_empty() { Err(ReadError::Missing) } else { Ok(token) }
 }
+
+#[cfg(test)]
+mod tests;

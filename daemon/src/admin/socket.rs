@@ -1,0 +1,179 @@
+//! The file of the Unix socket: made for root alone, put in the place of a stale one, taken away at the end.
+
+use std::{
+    ffi::OsString,
+    fs::{self, DirBuilder, Permissions},
+    io::{self, ErrorKind},
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    process,
+};
+
+/// The socket's file, which goes when this is dropped, unless it has been replaced meanwhile.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: the file of a successor is not ours to remove.
+    id: (u64, u64),
+}
+
+/// Listens at `path`, readable and writable for the owner alone; the directory is made where it is missing.
+///
+/// A file that a process without a proper end left behind is replaced; a socket on which somebody still listens
+/// and a file of another kind are errors.
+pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    if let Some(directory) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    check_free(path)?;
+    // Bound under another name first: at its own name it is never seen with the wrong mode, and the stale file is
+    // replaced in one step.
+    let mut draft = OsString::from(path);
+    draft.push(format!(".{}", process::id()));
+    let draft = PathBuf::from(draft);
+    remove_if_there(&draft)?;
+    let listener = UnixListener::bind(&draft)?;
+    let settled = settle(&listener, &draft, path);
+    if settled.is_err() {
+        let _ = remove_if_there(&draft);
+    }
+    Ok((listener, settled?))
+}
+
+impl SocketFile {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn settle(listener: &UnixListener, draft: &Path, path: &Path) -> io::Result<SocketFile> {
+    listener.set_nonblocking(true)?;
+    fs::set_permissions(draft, Permissions::from_mode(0o600))?;
+    let id = id_of(draft)?;
+    fs::rename(draft, path)?;
+    Ok(SocketFile {
+        path: path.to_owned(),
+        id,
+    })
+}
+
+/// Whether `path` may be taken.
+fn check_free(path: &Path) -> io::Result<()> {
+    let there = match fs::symlink_metadata(path) {
+        Ok(there) => there,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !there.file_type().is_socket() {
+        return Err(io::Error::new(
+            ErrorKind::AlreadyExists,
+            "a file that is not a socket is there; choose another path",
+        ));
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(io::Error::new(
+            ErrorKind::AddrInUse,
+            "another process listens there; give each daemon a path of its own",
+        )),
+        Err(_) => Ok(()),
+    }
+}
+
+fn id_of(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if id_of(&self.path).is_ok_and(|id| id == self.id) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o777
+    }
+
+    fn names(directory: &Path) -> Vec<OsString> {
+        fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect()
+    }
+
+    #[test]
+    fn the_socket_is_the_owners_alone_in_a_directory_that_is_made_for_it() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("run/rolecall/admin.sock");
+        let (_listener, file) = bind(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(names(path.parent().unwrap()), ["admin.sock"]);
+        drop(file);
+        assert_eq!(names(path.parent().unwrap()), [""; 0]);
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("admin.sock");
+        // Dropping a listener of the standard library leaves its file: as a killed process does.
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let (_listener, _file) = bind(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_on_which_somebody_listens_is_left_alone() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("admin.sock");
+        let (_listener, _file) = bind(&path).unwrap();
+        assert_eq!(
+            bind(&path).err().map(|error| error.kind()),
+            Some(ErrorKind::AddrInUse)
+        );
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_not_a_socket_is_left_alone() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("admin.sock");
+        fs::write(&path, "mine").unwrap();
+        assert_eq!(
+            bind(&path).err().map(|error| error.kind()),
+            Some(ErrorKind::AlreadyExists)
+        );
+        assert_eq!(fs::read(&path).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn the_file_of_a_successor_is_not_removed() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("admin.sock");
+        let (listener, file) = bind(&path).unwrap();
+        drop(listener);
+        let (_successor, _its_file) = bind(&path).unwrap();
+        drop(file);
+        UnixStream::connect(&path).unwrap();
+    }
+}

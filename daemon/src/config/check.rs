@@ -1,0 +1,386 @@
+//! From what was typed to what is valid; each rule is here, with its remedy.
+
+mod sts;
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rolecall_contract::SessionDuration;
+
+use self::sts::check_sts;
+pub(super) use self::sts::is_loopback;
+use super::{Config, ConfigError, KubernetesConfig, ServerConfig, TokensConfig};
+use crate::{
+    admin,
+    args::{
+        EndpointArgs, LimitArgs, PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer, StsArgs,
+        TokenArgs, Witness,
+    },
+    credentials::{self, SessionNameTemplate},
+    server::{caller, endpoint, limits, listener, slow},
+    sessions, telemetry, token,
+};
+
+/// Most SDKs give up on a server that is silent for this long.
+const SDK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A drip must come before the shortest read timeout of an SDK, [`SDK_PATIENCE`], with room for a slow moment.
+const DRIP_INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(900));
+
+/// A reset of a younger request is taken by PHP's SDK for a final answer.
+const GIVE_UP_ABOVE: Duration = Duration::from_millis(1100);
+
+/// The newest Rust SDK gives up on a begun answer after 21.6 s.
+const GIVE_UP_DRIPPING: Duration = Duration::from_secs(21);
+
+/// Nobody waits in silence for longer.
+const GIVE_UP_HOLDING: Duration = Duration::from_secs(60);
+
+/// Longest path of a Unix socket (107 bytes), less the suffix that it carries until it is ready.
+const MAX_SOCKET_PATH: usize = 96;
+
+pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
+    let RunArgs {
+        pods,
+        tokens,
+        sts,
+        sessions,
+        endpoint,
+        limits,
+        process,
+        log,
+        environment,
+    } = args;
+    let mut checked = Checked::default();
+    check_listeners(&mut checked, &endpoint, &process);
+    let node_name = check_node_name(&mut checked, &pods);
+    let config = Config {
+        tokens: check_tokens(&mut checked, &pods, &tokens, node_name.clone()),
+        sessions: check_sessions(&mut checked, &sessions, node_name.clone()),
+        kubernetes: KubernetesConfig { node_name, kubeconfig: pods.kubeconfig },
+        credentials: check_credentials(&mut checked, &sts, &sessions),
+        sts: check_sts(&mut checked, sts, environment),
+        server: ServerConfig {
+            callers: caller::Config {
+                witness: match tokens.witness {
+                    Witness::TokenAndAddress => caller::Witness::TokenAndAddress,
+                    Witness::Token => caller::Witness::Token,
+                },
+                wait: endpoint.caller_wait,
+            },
+            endpoint: endpoint::Config {
+                timing: check_timing(&mut checked, &endpoint),
+                role_in_path: endpoint.role_in_path == RolesInPath::Allow,
+            },
+            limits: check_limits(&mut checked, &limits),
+            listener: listener::Config {
+                max_connections: as_usize(limits.max_connections),
+                header_timeout: endpoint.header_timeout,
+            },
+            listen: endpoint.listen,
+        },
+        drain_deadline: check_drain(&mut checked, process.drain_deadline),
+        admin: check_admin(&mut checked, process),
+        log: telemetry::Config {
+            format: log.log_format,
+            filter: log.log_level,
+        },
+    };
+    if checked.mistakes.is_empty() {
+        Ok(config)
+    } else {
+        Err(checked.mistakes)
+    }
+}
+
+/// The mistakes found so far.
+#[derive(Default)]
+struct Checked {
+    mistakes: Vec<ConfigError>,
+}
+
+impl Checked {
+    fn that(&mut self, holds: bool, flag: &'static str, given: impl fmt::Debug, remedy: &str) {
+        if !holds {
+            self.mistake(flag, format!("{given:?}"), remedy);
+        }
+    }
+
+    fn mistake(&mut self, flag: &'static str, given: String, remedy: impl Into<String>) {
+        self.mistakes.push(ConfigError {
+            flag,
+            given,
+            remedy: remedy.into(),
+        });
+    }
+}
+
+fn check_node_name(checked: &mut Checked, args: &PodArgs) -> String {
+    let name = args.node_name.clone().unwrap_or_default();
+    if name.is_empty() {
+        checked.mistake(
+            "--node-name",
+            "is missing".to_owned(),
+            "give the spec.nodeName of the daemon's own pod, by ROLECALL_NODE_NAME from a fieldRef",
+        );
+        return name;
+    }
+    // The name goes into a field selector, where a comma would begin another condition.
+    let is_name = name.len() <= 253
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
+    checked.that(
+        is_name,
+        "--node-name",
+        &name,
+        "a node's name has 1 to 253 lower-case letters, digits, dashes and dots; give the one of kubectl get nodes",
+    );
+    name
+}
+
+fn check_tokens(checked: &mut Checked, pods: &PodArgs, args: &TokenArgs, node_name: String) -> TokensConfig {
+    checked.that(
+        pods.pods_dir.is_absolute(),
+        "--pods-dir",
+        &pods.pods_dir,
+        "give an absolute path, such as /var/lib/kubelet/pods",
+    );
+    checked.that(
+        is_one_word(&args.audience),
+        "--audience",
+        &args.audience,
+        "give the audience of the pods' tokens, usually sts.amazonaws.com",
+    );
+    // A chart that sets every variable leaves this one empty.
+    let issuers: Vec<String> = args
+        .token_issuer
+        .iter()
+        .filter(|issuer| !issuer.is_empty())
+        .cloned()
+        .collect();
+    for issuer in &issuers {
+        checked.that(
+            is_one_word(issuer),
+            "--token-issuer",
+            issuer,
+            "give the issuer as tokens spell it in their claim iss, or leave the flag out",
+        );
+    }
+    TokensConfig {
+        pods_dir: pods.pods_dir.clone(),
+        verify: token::verify::Config { audience: args.audience.clone(), issuers, node_name },
+    }
+}
+
+fn check_sessions(checked: &mut Checked, args: &SessionArgs, node: String) -> sessions::Config {
+    let duration = whole_seconds(args.session_duration)
+        .and_then(|seconds| SessionDuration::from_seconds(seconds).ok())
+        .unwrap_or_else(|| {
+            checked.mistake(
+                "--session-duration",
+                format!("{:?}", args.session_duration),
+                "STS takes whole seconds from 15m (900) to 12h (43200); 1h suits every role",
+            );
+            SessionDuration::MIN
+        });
+    let name = args.session_name.parse::<SessionNameTemplate>().unwrap_or_else(|error| {
+        checked.mistake("--session-name", format!("{:?}", args.session_name), error.to_string());
+        SessionNameTemplate::default()
+    });
+    let cluster = args.cluster_name.clone().unwrap_or_default();
+    checked.that(
+        !(args.session_name.contains("{cluster}") && cluster.is_empty()),
+        "--session-name",
+        &args.session_name,
+        "{cluster} stands for --cluster-name, which is not given; give it",
+    );
+    sessions::Config { name, duration, cluster, node }
+}
+
+fn check_credentials(checked: &mut Checked, sts: &StsArgs, args: &SessionArgs) -> credentials::Config {
+    checked.that(
+        !sts.sts_hedge_after.is_zero(),
+        "--sts-hedge-after",
+        sts.sts_hedge_after,
+        "every exchange would be made twice; choose 3s, or the value of --sts-attempt-timeout for never",
+    );
+    credentials::Config {
+        concurrency: as_usize(sts.sts_concurrency),
+        hedge_after: sts.sts_hedge_after,
+        roles_per_pod: as_usize(args.max_roles_per_pod),
+    }
+}
+
+fn check_timing(checked: &mut Checked, args: &EndpointArgs) -> slow::Timing {
+    checked.that(
+        args.hold < SDK_PATIENCE,
+        "--hold",
+        args.hold,
+        "most SDKs give up after 1s of silence; choose less, such as 700ms",
+    );
+    checked.that(
+        DRIP_INTERVALS.0 <= args.drip_interval && args.drip_interval <= DRIP_INTERVALS.1,
+        "--drip-interval",
+        args.drip_interval,
+        "choose 100ms to 900ms: the white space has to come before an SDK's read timeout of 1s",
+    );
+    let (longest, remedy) = match args.slow_answer {
+        SlowAnswer::Drip => (
+            GIVE_UP_DRIPPING,
+            "choose more than 1.1s, before which PHP's SDK would not ask again, and no more than 21s: the newest \
+             Rust SDK gives up at 21.6s",
+        ),
+        SlowAnswer::Hold => (GIVE_UP_HOLDING, "choose more than 1.1s and no more than 60s"),
+    };
+    checked.that(
+        GIVE_UP_ABOVE < args.give_up_after && args.give_up_after <= longest,
+        "--give-up-after",
+        args.give_up_after,
+        remedy,
+    );
+    checked.that(
+        args.caller_wait <= args.give_up_after,
+        "--caller-wait",
+        args.caller_wait,
+        "a request is given up before; choose no more than --give-up-after",
+    );
+    checked.that(
+        Duration::from_millis(100) <= args.header_timeout && args.header_timeout <= Duration::from_secs(300),
+        "--header-timeout",
+        args.header_timeout,
+        "choose 100ms to 5m; an SDK sends its request at once, so 10s suits all",
+    );
+    slow::Timing {
+        hold: args.hold,
+        interval: args.drip_interval,
+        give_up_after: args.give_up_after,
+        mode: match args.slow_answer {
+            SlowAnswer::Drip => slow::Mode::Drip,
+            SlowAnswer::Hold => slow::Mode::Hold,
+        },
+    }
+}
+
+fn check_limits(checked: &mut Checked, args: &LimitArgs) -> limits::Config {
+    checked.that(
+        args.max_connections_per_pod <= args.max_connections,
+        "--max-connections-per-pod",
+        args.max_connections_per_pod,
+        "one pod could take every connection; choose less than --max-connections",
+    );
+    checked.that(
+        args.max_waiting_per_pod <= args.max_connections_per_pod,
+        "--max-waiting-per-pod",
+        args.max_waiting_per_pod,
+        "each waiting request has a connection; choose no more than --max-connections-per-pod",
+    );
+    limits::Config {
+        requests_per_second: args.max_requests_per_second_per_pod,
+        waiting: as_usize(args.max_waiting_per_pod),
+        connections: as_usize(args.max_connections_per_pod),
+    }
+}
+
+fn check_drain(checked: &mut Checked, deadline: Duration) -> Duration {
+    checked.that(
+        deadline <= Duration::from_secs(3600),
+        "--drain-deadline",
+        deadline,
+        "choose up to 1h, below the pod's terminationGracePeriodSeconds",
+    );
+    deadline
+}
+
+fn check_admin(checked: &mut Checked, args: ProcessArgs) -> admin::Config {
+    if let Some(address) = args.admin_listen.address() {
+        checked.that(
+            address.ip().is_loopback(),
+            "--admin-listen",
+            address,
+            "give a loopback address, such as 127.0.0.1:9910, or off; probes use the Unix socket, Prometheus \
+             --metrics-listen",
+        );
+    }
+    let socket: PathBuf = args.admin_socket.admin_socket;
+    checked.that(
+        is_socket_path(&socket),
+        "--admin-socket",
+        &socket,
+        "give an absolute path of at most 96 bytes, such as /run/rolecall/admin.sock",
+    );
+    admin::Config {
+        listen: args.admin_listen.address(),
+        socket,
+        metrics_listen: args.metrics_listen.address(),
+    }
+}
+
+/// Checks that no two listeners want one port.
+fn check_listeners(checked: &mut Checked, endpoint: &EndpointArgs, process: &ProcessArgs) {
+    checked.that(
+        !endpoint.listen.is_empty(),
+        "--listen",
+        "",
+        "give the addresses that pods ask, such as 169.254.170.23:80",
+    );
+    let all = endpoint
+        .listen
+        .iter()
+        .map(|address| ("--listen", *address))
+        .chain(
+            [
+                ("--admin-listen", process.admin_listen),
+                ("--metrics-listen", process.metrics_listen),
+            ]
+            .into_iter()
+            .filter_map(|(flag, listen)| Some((flag, listen.address()?))),
+        );
+    let mut earlier: Vec<(&'static str, SocketAddr)> = Vec::new();
+    for (flag, address) in all {
+        let conflicts: BTreeSet<String> = earlier
+            .iter()
+            .filter(|(_, other)| is_conflict(address, *other))
+            .map(|(flag, other)| format!("{flag} {other}"))
+            .collect();
+        if let Some(conflict) = conflicts.first() {
+            checked.mistake(
+                flag,
+                address.to_string(),
+                format!("{conflict} has this port already; give each its own"),
+            );
+        }
+        earlier.push((flag, address));
+    }
+}
+
+/// Whether the kernel would refuse the second of two listeners. Port 0 is any free port.
+fn is_conflict(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_port = a.port() == b.port() && a.port() != 0;
+    same_port && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+fn is_socket_path(path: &Path) -> bool {
+    path.is_absolute() && path.file_name().is_some() && path.as_os_str().len() <= MAX_SOCKET_PATH
+}
+
+fn is_one_word(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
+fn whole_seconds(duration: Duration) -> Option<u32> {
+    if duration.subsec_nanos() == 0 {
+        u32::try_from(duration.as_secs()).ok()
+    } else {
+        None
+    }
+}
+
+fn as_usize(count: u32) -> usize {
+    usize::try_from(count).expect("a pointer has 32 bits or more on every node")
+}

@@ -1,0 +1,145 @@
+//! The node's own addresses, asked of the kernel and followed.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use futures_util::{StreamExt, TryStreamExt};
+use ipnet::IpNet;
+use rtnetlink::{
+    Handle, MulticastGroup, new_multicast_connection,
+    packet_route::address::{AddressAttribute, AddressMessage},
+};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+/// The addresses of the network namespace that this process lives in: of every interface, loopback, bridges and
+/// link-local ones included. Cloning is cheap.
+///
+/// A request that comes from one of them was sent by a pod on the host network or by the node itself.
+#[derive(Debug, Clone)]
+pub struct NodeAddresses(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    nets: RwLock<Vec<IpNet>>,
+    version: watch::Sender<u64>,
+}
+
+/// The kernel does not tell the addresses.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    #[error("open a netlink socket")]
+    Open(#[source] std::io::Error),
+    #[error("ask the kernel for the node's addresses")]
+    Ask(#[source] Box<rtnetlink::Error>),
+    #[error("the netlink socket was closed")]
+    Closed,
+}
+
+impl NodeAddresses {
+    /// A set that does not change by itself: a node that is known beforehand.
+    pub fn fixed(nets: impl IntoIterator<Item = IpNet>) -> Self {
+        let nets = RwLock::new(nets.into_iter().collect());
+        Self(Arc::new(Shared { nets, version: watch::Sender::new(0) }))
+    }
+
+    /// Asks the kernel, and returns the set with a task that follows it; the task ends only when it fails.
+    ///
+    /// # Errors
+    /// When netlink cannot be had at all.
+    pub async fn follow() -> Result<(Self, impl Future<Output = FollowError>), FollowError> {
+        // The connection is a future of its own that moves the messages; it is polled beside what uses it.
+        let (connection, handle, messages) =
+            new_multicast_connection(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
+                .map_err(FollowError::Open)?;
+        let mut connection = Box::pin(connection);
+        let addresses = Self::fixed([]);
+        tokio::select! {
+            () = &mut connection => return Err(FollowError::Closed),
+            asked = addresses.ask(&handle) => asked?,
+        }
+        let following = addresses.clone();
+        let task = async move {
+            let mut messages = messages;
+            let follow = async {
+                while messages.next().await.is_some() {
+                    // What changed is asked anew, all of it: a burst of messages may overflow the socket, and a
+                    // list that was patched from what is left would stay wrong.
+                    while messages.try_recv().is_ok() {}
+                    if let Err(error) = following.ask(&handle).await {
+                        warn!(%error, "cannot follow the node's addresses; those last seen count");
+                    }
+                }
+            };
+            tokio::select! {
+                () = connection => {}
+                () = follow => {}
+            }
+            FollowError::Closed
+        };
+        Ok((addresses, task))
+    }
+
+    /// Whether `address` is the node's own.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.nets.read().unwrap_or_else(PoisonError::into_inner).iter().any(|net| net.contains(&address))
+    }
+
+    /// Wakes when the set has changed since.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.version.subscribe()
+    }
+
+    async fn ask(&self, handle: &Handle) -> Result<(), FollowError> {
+        let found: Result<Vec<AddressMessage>, _> = handle.address().get().execute().try_collect().await;
+        let messages = found.map_err(|error| FollowError::Ask(Box::new(error)))?;
+        let mut nets: Vec<IpNet> = messages.iter().filter_map(own_net).collect();
+        nets.sort_unstable();
+        nets.dedup();
+        let mut current = self.0.nets.write().unwrap_or_else(PoisonError::into_inner);
+        if *current != nets {
+            debug!(count = nets.len(), "learned the node's addresses");
+            *current = nets;
+            drop(current);
+            self.0.version.send_modify(|version| *version += 1);
+        }
+        Ok(())
+    }
+}
+
+/// The address itself; of loopback, the whole net: every address in 127.0.0.0/8 is the node's.
+fn own_net(message: &AddressMessage) -> Option<IpNet> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    // On a point-to-point link `Address` is the other side's.
+    let address = find(true).or_else(|| find(false))?;
+    let prefix = if address.is_loopback() { message.header.prefix_len } else { max_prefix(address) };
+    IpNet::new(address, prefix).ok().map(|net| net.trunc())
+}
+
+fn max_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_tells_loopback_with_its_whole_net() {
+        let (addresses, _task) = NodeAddresses::follow().await.unwrap();
+        for own in ["127.0.0.1", "127.0.0.2", "127.255.255.254"] {
+            assert!(addresses.contains(own.parse().unwrap()), "{own}");
+        }
+        for other in ["192.0.2.77", "10.255.255.77", "2001:db8::77"] {
+            assert!(!addresses.contains(other.parse().unwrap()), "{other}");
+        }
+    }
+}

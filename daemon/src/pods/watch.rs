@@ -1,0 +1,147 @@
+//! Follows this node's pods at the API server and feeds the table.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use futures_util::{Stream, StreamExt};
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt, watcher},
+};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use tracing::{error, info, warn};
+
+use super::{
+    Change, Event, Pod, Writer,
+    object::{self, PodObject},
+};
+use crate::time::{Clock, unix_seconds};
+
+/// What the watch shows of itself.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    last_event: Gauge,
+    errors: Counter,
+    pods: Gauge,
+    connection: Connection,
+}
+
+/// Whether the API server answers. Cloning is cheap.
+///
+/// The watch itself cannot tell: one that resumes in silence looks like one that is stuck. So whoever sees the
+/// answers of the API server says so here.
+#[derive(Debug, Clone, Default)]
+pub struct Connection {
+    connected: Gauge,
+    lost: Arc<AtomicBool>,
+}
+
+impl Metrics {
+    /// Registers the families.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "pod_watch_connected",
+            "Whether the API server answered last (1) or failed (0); what is known is served either way",
+            metrics.connection.connected.clone(),
+        );
+        registry.register(
+            "pod_watch_last_event_timestamp_seconds",
+            "Unix time of the last event of the pod watch",
+            metrics.last_event.clone(),
+        );
+        registry.register("pod_watch_errors", "Failures of the pod watch; each is retried", metrics.errors.clone());
+        registry.register("pods", "Pods of this node in the table, finished ones included", metrics.pods.clone());
+        metrics
+    }
+
+    /// Where the client that the watch uses reports answers.
+    pub fn connection(&self) -> Connection {
+        self.connection.clone()
+    }
+}
+
+impl Connection {
+    /// The API server has answered.
+    pub fn answered(&self) {
+        self.connected.set(1);
+        if self.lost.swap(false, Ordering::Relaxed) {
+            info!("reached the API server again");
+        }
+    }
+
+    fn failed(&self, error: &watcher::Error) {
+        self.connected.set(0);
+        if !self.lost.swap(true, Ordering::Relaxed) {
+            warn!(%error, "lost the API server; serving the pods that are known, and trying on");
+        }
+    }
+}
+
+/// What the API server sends of the pods of `node_name`, retried for ever with growing pauses.
+///
+/// The list is a consistent one: an older copy from the API server's cache could bring back a pod that has gone,
+/// together with its address. Since Kubernetes 1.31 the API server answers consistent lists from its cache.
+pub fn stream(client: Client, node_name: &str) -> impl Stream<Item = watcher::Result<watcher::Event<PodObject>>> + use<> {
+    let api: Api<PodObject> = Api::all_with(client, &object::resource());
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
+    watcher(api, config).default_backoff()
+}
+
+/// Feeds `stream` into the table and calls `on_change` for each change; ends with the stream.
+pub async fn run(
+    stream: impl Stream<Item = watcher::Result<watcher::Event<PodObject>>>,
+    mut writer: Writer,
+    audience: String,
+    clock: Clock,
+    metrics: Metrics,
+    mut on_change: impl FnMut(Change),
+) {
+    let mut stream = pin!(stream);
+    while let Some(item) = stream.next().await {
+        let event = match item {
+            Ok(event) => event,
+            Err(error) => {
+                metrics.errors.inc();
+                metrics.connection.failed(&error);
+                continue;
+            }
+        };
+        metrics.last_event.set(unix_seconds(clock.now()));
+        let Some(event) = translate(event, &audience) else { continue };
+        for change in writer.apply(event) {
+            match change {
+                Change::Arrived(_) => metrics.pods.inc(),
+                Change::Left(_) => metrics.pods.dec(),
+                Change::Changed { .. } => 0,
+            };
+            on_change(change);
+        }
+    }
+}
+
+fn translate(event: watcher::Event<PodObject>, audience: &str) -> Option<Event> {
+    let read = |object: &PodObject| {
+        Pod::read(object, audience)
+            .inspect_err(|error| {
+                let name = object.metadata.name.as_deref().unwrap_or_default();
+                error!(%error, name, "leave out a pod that the API server sent");
+            })
+            .ok()
+    };
+    Some(match event {
+        watcher::Event::Init => Event::Init,
+        watcher::Event::InitApply(object) => Event::InitApply(read(&object)?),
+        watcher::Event::InitDone => Event::InitDone,
+        watcher::Event::Apply(object) => Event::Apply(read(&object)?),
+        watcher::Event::Delete(object) => Event::Delete(read(&object)?.identity.uid),
+    })
+}

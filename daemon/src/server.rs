@@ -1,0 +1,11 @@
+//! The container credentials endpoint: who asks, what is answered, and how.
+
+pub mod caller;
+pub mod endpoint;
+pub mod limits;
+pub mod listener;
+pub mod observe;
+pub mod refusal;
+mod reply;
+pub mod request;
+pub mod slow;

@@ -1,0 +1,238 @@
+//! Answers a request: checks its form, finds out who asks, and hands out credentials as soon as they are there.
+
+use std::{net::IpAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use rolecall_contract::{RoleArn, endpoint::PathRole};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    caller::{self, Callers},
+    limits::{Limits, Permit, Source},
+    observe::{Exchange, Observer},
+    refusal::Refusal,
+    reply,
+    request::Head,
+    slow::{self, GivenUp, Mode, ReplyBody, ResetSwitch, Timing},
+};
+use crate::{
+    credentials::{CredentialManager, Credentials, FetchError, Pending, SessionRequest},
+    node::NodeAddresses,
+    pods::Pod,
+    sessions::Sessions,
+    token::Token,
+};
+
+/// The endpoint's own settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    pub timing: Timing,
+    /// Whether a pod may name a role in the path; STS decides whether it gets it.
+    pub role_in_path: bool,
+}
+
+/// Answers requests.
+pub struct Endpoint {
+    pub config: Config,
+    pub callers: Callers,
+    pub credentials: CredentialManager,
+    pub sessions: Sessions,
+    pub limits: Limits,
+    pub node: NodeAddresses,
+    pub observer: Observer,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    pub address: IpAddr,
+    /// Ends the connection with a reset.
+    pub reset: ResetSwitch,
+}
+
+/// A request that waits for credentials: what it takes to finish it, wherever that happens.
+struct Waiting {
+    pending: Pending,
+    pod: Arc<Pod>,
+    role: RoleArn,
+    callers: Callers,
+    peer: IpAddr,
+    token: Option<Token>,
+    arrived: Instant,
+    timing: Timing,
+    /// Its place among what the pod may do at a time.
+    _permit: Option<Permit>,
+}
+
+impl Endpoint {
+    /// Answers one request. It never fails: what goes wrong is an answer too.
+    pub async fn answer<B>(&self, request: Request<B>, peer: Peer) -> Response<ReplyBody> {
+        let arrived = Instant::now();
+        let mut exchange = self.observer.arrived(arrived, peer.address);
+        let waiting = match self.begin(&request, &peer, arrived, &mut exchange).await {
+            Ok(Progress::Done(document)) => {
+                exchange.answered();
+                return reply::credentials(document);
+            }
+            Ok(Progress::Waiting(waiting)) => waiting,
+            Err(refusal) => return refuse(exchange, &refusal),
+        };
+        let can_drip = self.config.timing.mode == Mode::Drip && request.version() == http::Version::HTTP_11;
+        finish(waiting, exchange, can_drip, peer.reset).await
+    }
+
+    /// Answers a request on a connection that is one too many of its pod.
+    pub fn refuse_connection(&self, peer: &Peer) -> Response<ReplyBody> {
+        let exchange = self.observer.arrived(Instant::now(), peer.address);
+        refuse(exchange, &Refusal::TooManyRequests("connections"))
+    }
+
+    async fn begin<B>(
+        &self,
+        request: &Request<B>,
+        peer: &Peer,
+        arrived: Instant,
+        exchange: &mut Exchange,
+    ) -> Result<Progress, Refusal> {
+        let head = Head::check(request)?;
+        // Charged before anything is done for it, to whoever that can be told to be by now.
+        let on_node = self.node.contains(peer.address);
+        let permit =
+            if on_node { None } else { Some(self.limits.admit(Source::Address(peer.address))?) };
+        let asking = caller::Request { peer: peer.address, token: head.token };
+        let pod = self.callers.identify(asking, arrived).await?;
+        exchange.identified(&pod.identity);
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.limits.admit(Source::Pod(pod.uid().clone()))?,
+        };
+        let session = self.session(&pod, head.role)?;
+        if let Some(credentials) = self.credentials.valid(&session.key) {
+            return Ok(Progress::Done(credentials.reply()));
+        }
+        let role = session.key.role.clone();
+        let pending = self
+            .credentials
+            .request(session)
+            .map_err(|error| Refusal::TooManyRoles { limit: error.limit })?;
+        Ok(Progress::Waiting(Waiting {
+            pending,
+            pod,
+            role,
+            callers: self.callers.clone(),
+            peer: peer.address,
+            token: head.token.map(Token::new),
+            arrived,
+            timing: self.config.timing,
+            _permit: Some(permit),
+        }))
+    }
+
+    fn session(&self, pod: &Pod, asked: PathRole<'_>) -> Result<SessionRequest, Refusal> {
+        let role = match asked {
+            PathRole::Own => match &pod.binding.role {
+                None => return Err(Refusal::NoRole),
+                Some(Err(error)) => return Err(Refusal::RoleMalformed(error.clone())),
+                Some(Ok(role)) => role.clone(),
+            },
+            PathRole::Named(_) if !self.config.role_in_path => return Err(Refusal::RoleNotAllowed),
+            PathRole::Named(text) => text.parse().map_err(Refusal::RoleMalformed)?,
+        };
+        if pod.token_volumes.is_empty() {
+            return Err(Refusal::NoTokenVolume);
+        }
+        Ok(self.sessions.request(pod, role))
+    }
+}
+
+enum Progress {
+    Done(Bytes),
+    Waiting(Waiting),
+}
+
+/// Holds the request in silence, then begins the answer, or goes on in silence where it cannot be begun.
+async fn finish(
+    mut waiting: Waiting,
+    mut exchange: Exchange,
+    can_drip: bool,
+    reset: ResetSwitch,
+) -> Response<ReplyBody> {
+    let hold_until = waiting.arrived + waiting.timing.hold;
+    let outcome = match waiting.until(hold_until).await {
+        Some(outcome) => outcome,
+        None if can_drip => {
+            exchange.begun();
+            let (arrived, timing) = (waiting.arrived, waiting.timing);
+            return reply::begun(slow::drip(finish_begun(waiting, exchange), arrived, timing, reset));
+        }
+        None => waiting.to_the_end().await,
+    };
+    match outcome {
+        Ok(document) => {
+            exchange.answered();
+            reply::credentials(document)
+        }
+        Err(refusal) => refuse(exchange, &refusal),
+    }
+}
+
+async fn finish_begun(waiting: Waiting, exchange: Exchange) -> Result<Bytes, GivenUp> {
+    match waiting.to_the_end().await {
+        Ok(document) => {
+            exchange.answered();
+            Ok(document)
+        }
+        Err(refusal) => {
+            exchange.refused(&refusal);
+            Err(GivenUp)
+        }
+    }
+}
+
+impl Waiting {
+    /// The outcome if it is there by `deadline`. Valid credentials that are about to be renewed are handed out
+    /// rather than waited past the deadline for better ones.
+    async fn until(&mut self, deadline: Instant) -> Option<Result<Bytes, Refusal>> {
+        let outcome = match timeout_at(deadline, self.pending.outcome()).await {
+            Ok(outcome) => outcome,
+            Err(_) => Ok(self.pending.best()?),
+        };
+        Some(self.judge(outcome).await)
+    }
+
+    async fn to_the_end(mut self) -> Result<Bytes, Refusal> {
+        let deadline = self.arrived + self.timing.give_up_after;
+        match self.until(deadline).await {
+            Some(outcome) => outcome,
+            None => {
+                let error = self.pending.give_up();
+                Err(refusal_of(error, &self.pod, &self.role))
+            }
+        }
+    }
+
+    async fn judge(&self, outcome: Result<Arc<Credentials>, FetchError>) -> Result<Bytes, Refusal> {
+        let credentials = outcome.map_err(|error| refusal_of(error, &self.pod, &self.role))?;
+        let asking = caller::Request { peer: self.peer, token: self.token.as_ref().map(Token::expose) };
+        // Time has passed since the caller was found out.
+        if self.callers.is_still(asking, &self.pod).await { Ok(credentials.reply()) } else { Err(Refusal::PodFinished) }
+    }
+}
+
+fn refuse(exchange: Exchange, refusal: &Refusal) -> Response<ReplyBody> {
+    exchange.refused(refusal);
+    reply::refusal(refusal)
+}
+
+fn refusal_of(error: FetchError, pod: &Pod, role: &RoleArn) -> Refusal {
+    match error {
+        FetchError::Denied { code, message, .. } => {
+            Refusal::StsDenied { pod: pod.identity.clone(), role: role.clone(), code, message }
+        }
+        FetchError::TokenRefused { code, message, .. } => Refusal::StsTokenRefused { code, message },
+        FetchError::Throttled { .. } | FetchError::Unreachable { .. } => Refusal::StsUnavailable,
+        FetchError::TokenMissing | FetchError::TokenUnusable(_) => Refusal::TokenMissing,
+        FetchError::PodGone => Refusal::PodFinished,
+    }
+}

@@ -1,0 +1,261 @@
+//! Accepts connections and serves them, through bursts, errors and the drain.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::sleep,
+};
+use tracing::{debug, warn};
+
+use super::{
+    endpoint::{Endpoint, Peer},
+    limits::{Connection, Limits, Source},
+    slow::{ReplyBody, ResetSwitch},
+};
+use crate::{drain, node::NodeAddresses};
+
+/// Pauses after failures to accept: the first, and the longest. Out of file descriptors, the kernel keeps the
+/// connection in its queue, and accepting it again at once would fail again at once.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Largest head that is read at all; the endpoint refuses from half of it on, with words.
+const READ_BUFFER: usize = 32 * 1024;
+
+/// Limits of the listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Open connections of all pods together.
+    pub max_connections: usize,
+    /// Time for a request's head to arrive, and for an idle connection to stay.
+    pub header_timeout: Duration,
+}
+
+/// What the listeners show.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    open: Gauge,
+    accept_errors: Counter,
+    cut_off: Counter,
+}
+
+/// Serves the endpoint on any number of listening sockets. Cloning is cheap.
+#[derive(Clone)]
+pub struct Server {
+    config: Config,
+    endpoint: Arc<Endpoint>,
+    limits: Limits,
+    node: NodeAddresses,
+    connections: Arc<Semaphore>,
+    metrics: Metrics,
+    tasks: drain::Tasks,
+}
+
+impl Metrics {
+    /// Registers the families.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("connections_open", "Open connections of the endpoint", metrics.open.clone());
+        registry.register("accept_errors", "Failures to accept a connection", metrics.accept_errors.clone());
+        registry.register(
+            "connections_cut_off",
+            "Connections reset at once because their pod had far too many",
+            metrics.cut_off.clone(),
+        );
+        metrics
+    }
+}
+
+impl Server {
+    pub fn new(
+        config: Config,
+        endpoint: Endpoint,
+        limits: Limits,
+        node: NodeAddresses,
+        metrics: Metrics,
+        tasks: drain::Tasks,
+    ) -> Self {
+        let connections = Arc::new(Semaphore::new(config.max_connections));
+        Self { config, endpoint: Arc::new(endpoint), limits, node, connections, metrics, tasks }
+    }
+
+    /// Accepts on `listener` until the drain begins. No error ends it.
+    pub async fn run(self, listener: TcpListener) {
+        let drain = self.tasks.watch();
+        let mut pause = PAUSES.0;
+        loop {
+            // Taken before accepting: what cannot be served stays in the kernel's queue.
+            let Ok(place) = self.connections.clone().acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                biased;
+                () = drain.begun() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    pause = PAUSES.0;
+                    let connection = self.clone().serve(stream, peer);
+                    self.tasks.spawn("connection", async move {
+                        connection.await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    self.metrics.accept_errors.inc();
+                    if !is_of_the_connection(&error) {
+                        warn!(%error, "cannot accept a connection; trying on");
+                        sleep(pause).await;
+                        pause = (pause * 2).min(PAUSES.1);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn serve(self, stream: TcpStream, peer: SocketAddr) {
+        let address = peer.ip().to_canonical();
+        // Pods on the host network share the node's addresses, so these have no limit of their own.
+        let on_node = self.node.contains(address);
+        let place = if on_node { None } else { Some(self.limits.connect(Source::Address(address))) };
+        let too_many = match place {
+            None | Some(Connection::Served(_)) => false,
+            Some(Connection::Refused(_)) => true,
+            Some(Connection::CutOff) => {
+                self.metrics.cut_off.inc();
+                // A reset frees the port at once on both sides.
+                let _ = stream.set_zero_linger();
+                return;
+            }
+        };
+        let _open = Open::new(&self.metrics.open);
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "cannot set TCP_NODELAY");
+        }
+        self.speak_http(stream, address, too_many).await;
+        drop(place);
+    }
+
+    async fn speak_http(&self, stream: TcpStream, address: IpAddr, too_many: bool) {
+        let reset = ResetSwitch::default();
+        let io = TokioIo::new(Resettable { stream, reset: reset.clone() });
+        let service = service_fn(|request: Request<Incoming>| {
+            let peer = Peer { address, reset: reset.clone() };
+            let endpoint = &self.endpoint;
+            async move {
+                let response =
+                    if too_many { endpoint.refuse_connection(&peer) } else { endpoint.answer(request, peer).await };
+                Ok::<Response<ReplyBody>, Infallible>(response)
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.config.header_timeout)
+            .max_buf_size(READ_BUFFER)
+            .keep_alive(!too_many)
+            .serve_connection(io, service);
+        let mut connection = pin!(connection);
+        let drain = self.tasks.watch();
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = drain.begun() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = served {
+            debug!(%error, peer = %address, "a connection ended early");
+        }
+    }
+}
+
+/// Errors of the connection that was to be accepted, not of the listener; the next one is accepted at once.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+/// Counts an open connection.
+struct Open(Gauge);
+
+impl Open {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// A stream that ends with a reset if its switch was pressed, and with a close otherwise.
+struct Resettable {
+    stream: TcpStream,
+    reset: ResetSwitch,
+}
+
+impl Drop for Resettable {
+    fn drop(&mut self) {
+        if self.reset.is_pressed() {
+            // Closing a socket that lingers for zero seconds sends RST in place of FIN (socket(7)).
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for Resettable {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Resettable {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.reset.is_pressed() {
+            // A FIN now would reach the client before the reset does.
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

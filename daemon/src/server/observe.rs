@@ -1,0 +1,210 @@
+//! What the endpoint tells of itself: a metric for each request, a log line for each refusal that is news.
+
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use moka::sync::Cache;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::refusal::Refusal;
+use crate::identity::{PodIdentity, PodUid};
+
+/// The same refusal of the same source is logged once in this time.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
+
+/// Most sources and codes whose last line is remembered.
+const MAX_REMEMBERED: u64 = 4096;
+
+/// Watches over the endpoint's requests. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    metrics: Metrics,
+    /// The pods that have asked before.
+    seen: Arc<Mutex<HashSet<PodUid>>>,
+    logged: Cache<(IpAddr, Option<PodUid>, &'static str), ()>,
+}
+
+/// One request, from its arrival to its end. It was hung up on if it is dropped before the end.
+#[derive(Debug)]
+pub struct Exchange {
+    observer: Observer,
+    arrived: Instant,
+    peer: IpAddr,
+    pod: Option<PodIdentity>,
+    begun: bool,
+    ended: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Metrics {
+    requests: Family<OutcomeLabel, Counter>,
+    refusals: Family<CodeLabel, Counter>,
+    duration: Histogram,
+    first_request_wait: Histogram,
+    slow_answers: Family<SlowLabel, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SlowLabel {
+    stage: &'static str,
+}
+
+impl Observer {
+    pub fn new(registry: &mut Registry) -> Self {
+        let logged = Cache::builder().max_capacity(MAX_REMEMBERED).time_to_live(REPEAT_AFTER).build();
+        Self { metrics: Metrics::register(registry), seen: Arc::default(), logged }
+    }
+
+    /// A request has arrived.
+    pub fn arrived(&self, at: Instant, peer: IpAddr) -> Exchange {
+        Exchange { observer: self.clone(), arrived: at, peer, pod: None, begun: false, ended: false }
+    }
+
+    /// Forgets a pod that has left.
+    pub fn forget(&self, uid: &PodUid) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    fn is_first_of(&self, uid: &PodUid) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        !seen.contains(uid) && seen.insert(uid.clone())
+    }
+
+    fn log(&self, exchange: &Exchange, refusal: &Refusal, begun: bool) {
+        let key = (exchange.peer, exchange.pod.as_ref().map(|pod| pod.uid.clone()), refusal.code());
+        if !self.logged.entry(key).or_insert(()).is_fresh() {
+            return;
+        }
+        let pod = exchange.pod.as_ref().map(tracing::field::display);
+        let code = refusal.code();
+        let message = refusal.message();
+        let peer = exchange.peer;
+        if begun {
+            warn!(pod, %peer, code, message, "gave up an answer that was begun");
+        } else {
+            warn!(pod, %peer, code, message, "refused a request");
+        }
+    }
+}
+
+impl Exchange {
+    /// It is known who asks.
+    pub fn identified(&mut self, pod: &PodIdentity) {
+        self.pod = Some(pod.clone());
+    }
+
+    /// The answer was begun and white space goes out.
+    pub fn begun(&mut self) {
+        self.begun = true;
+        self.slow("begun");
+    }
+
+    /// Credentials were handed out.
+    pub fn answered(mut self) {
+        if self.begun {
+            self.slow("finished");
+        }
+        if let Some(pod) = &self.pod
+            && self.observer.is_first_of(&pod.uid)
+        {
+            self.observer.metrics.first_request_wait.observe(self.arrived.elapsed().as_secs_f64());
+        }
+        self.end("answered");
+    }
+
+    /// The request was refused: by status if it was not begun, by a reset if it was.
+    pub fn refused(mut self, refusal: &Refusal) {
+        self.observer.metrics.refusals.get_or_create(&CodeLabel { code: refusal.code() }).inc();
+        self.observer.log(&self, refusal, self.begun);
+        if self.begun {
+            self.slow("given_up");
+            self.end("given_up");
+        } else {
+            self.end("refused");
+        }
+    }
+
+    fn slow(&self, stage: &'static str) {
+        self.observer.metrics.slow_answers.get_or_create(&SlowLabel { stage }).inc();
+    }
+
+    fn end(&mut self, outcome: &'static str) {
+        self.ended = true;
+        let metrics = &self.observer.metrics;
+        metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
+        metrics.duration.observe(self.arrived.elapsed().as_secs_f64());
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.ended {
+            if self.begun {
+                self.slow("hung_up");
+            }
+            debug!(peer = %self.peer, "a client hung up before its answer");
+            self.end("hung_up");
+        }
+    }
+}
+
+impl Metrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            refusals: Family::default(),
+            // 0.1 ms to 26 s: a warm answer to one that was given up.
+            duration: Histogram::new(exponential_buckets(0.0001, 4.0, 10)),
+            first_request_wait: Histogram::new(exponential_buckets(0.0001, 4.0, 10)),
+            slow_answers: Family::default(),
+        };
+        registry.register(
+            "requests",
+            "Requests by outcome: answered, refused, given_up (reset after it was begun), hung_up (by the client)",
+            metrics.requests.clone(),
+        );
+        registry.register("refusals", "Refused requests by code; docs/protocol.md lists the codes", metrics.refusals.clone());
+        registry.register_with_unit(
+            "request_duration",
+            "Time from the arrival of a request to the end of its answer",
+            prometheus_client::registry::Unit::Seconds,
+            metrics.duration.clone(),
+        );
+        registry.register_with_unit(
+            "first_request_wait",
+            "Time that the first answered request of a pod took",
+            prometheus_client::registry::Unit::Seconds,
+            metrics.first_request_wait.clone(),
+        );
+        registry.register(
+            "slow_answers",
+            "Answers that were begun with white space, by stage: begun, finished, given_up, hung_up",
+            metrics.slow_answers.clone(),
+        );
+        metrics
+    }
+}

@@ -1,0 +1,369 @@
+//! Logs: where they go, in which form, and at which level, which can change at run time.
+//!
+//! Logs go to standard error: standard output belongs to what a command was asked for, such as
+//! `--check-config` and `log-level`, and a container runtime keeps both.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+    panic,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tracing::{Dispatch, level_filters::LevelFilter};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    fmt::MakeWriter,
+    layer::SubscriberExt,
+    reload,
+    util::{SubscriberInitExt, TryInitError},
+};
+
+/// Crates that say much at `info` that helps nobody run a daemon. A filter that names them is obeyed.
+///
+/// Each is a prefix: `kube` stands for `kube_client` and `kube_runtime` too.
+const NOISY: [&str; 8] = ["aws", "h2", "hyper", "kube", "netlink", "rustls", "tower", "want"];
+
+/// What [`init`] takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub format: LogFormat,
+    pub filter: LogFilter,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One readable line per event
+    Text,
+    /// One JSON object per event
+    Json,
+}
+
+/// Which events are logged: a level, or several directives such as `info,rolecall_daemon::sts=debug`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+/// Why a text is not a filter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{problem}; write a level (off, error, warn, info, debug, trace), or directives such as info,kube=debug"
+)]
+pub struct LogFilterError {
+    problem: String,
+}
+
+/// The filter in force, to be read and set at run time. Cloning is cheap.
+#[derive(Clone)]
+pub struct LogLevel {
+    filter: reload::Handle<EnvFilter, Registry>,
+    shown: Arc<Mutex<LogFilter>>,
+}
+
+/// The subscriber that should take a new filter is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("set the log level")]
+pub struct LogLevelError(#[source] reload::Error);
+
+/// Sends the process's logs, panics included, to standard error.
+///
+/// # Errors
+/// When the process has a subscriber already.
+pub fn init(config: &Config) -> Result<LogLevel, TryInitError> {
+    let (dispatch, level) = build(config, io::stderr, io::stderr().is_terminal());
+    dispatch.try_init()?;
+    log_panics();
+    Ok(level)
+}
+
+/// A subscriber that writes to `writer`, and the handle of its level.
+pub fn with_writer<W>(config: &Config, writer: W) -> (Dispatch, LogLevel)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    build(config, writer, false)
+}
+
+impl LogLevel {
+    /// The filter in force, as it was given.
+    #[must_use]
+    pub fn get(&self) -> LogFilter {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts `filter` in force for every event from now on.
+    ///
+    /// # Errors
+    /// When logs are not written any more.
+    pub fn set(&self, filter: LogFilter) -> Result<(), LogLevelError> {
+        // The lock is held until both are changed, so that the last to set is the one that is shown.
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        self.filter
+            .reload(filter.to_env_filter())
+            .map_err(LogLevelError)?;
+        *shown = filter;
+        Ok(())
+    }
+}
+
+impl LogFilter {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn to_env_filter(&self) -> EnvFilter {
+        EnvFilter::builder().parse_lossy(with_noise_kept_down(&self.0))
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = LogFilterError;
+
+    fn from_str(text: &str) -> Result<Self, LogFilterError> {
+        let error = |problem: String| Err(LogFilterError { problem });
+        let text = text.trim();
+        if text.is_empty() {
+            return error("the filter is empty".to_owned());
+        }
+        for directive in directives(text) {
+            // A lone word would be the name of a module whose every event is logged, and nothing else is: `inof`
+            // would silence the daemon.
+            if !directive.contains('=') && directive.parse::<LevelFilter>().is_err() {
+                return error(format!("{directive:?} is not a level"));
+            }
+        }
+        match EnvFilter::builder().parse(text) {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(cause) => error(cause.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn build<W>(config: &Config, writer: W, ansi: bool) -> (Dispatch, LogLevel)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let (filter, handle) = reload::Layer::new(config.filter.to_env_filter());
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(ansi);
+    let lines = match config.format {
+        LogFormat::Text => lines.compact().boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
+    };
+    let dispatch = Dispatch::new(tracing_subscriber::registry().with(filter).with(lines));
+    let shown = Arc::new(Mutex::new(config.filter.clone()));
+    (
+        dispatch,
+        LogLevel {
+            filter: handle,
+            shown,
+        },
+    )
+}
+
+/// Makes a panic a log line of the chosen form, with its place, instead of loose text.
+fn log_panics() {
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string);
+        let message = info.payload_as_str().unwrap_or("a panic without a message");
+        tracing::error!(place, message, "a thread panicked");
+    }));
+}
+
+/// Puts the noisy crates at `warn`, in front of `filter`, whose own directives win.
+fn with_noise_kept_down(filter: &str) -> String {
+    let overall = directives(filter)
+        .filter_map(|one| one.parse::<LevelFilter>().ok())
+        .last();
+    // Who asks for `error` or less does not want to hear more from these.
+    if overall.is_none_or(|overall| overall < LevelFilter::WARN) {
+        return filter.to_owned();
+    }
+    let mut all = NOISY.map(|name| format!("{name}=warn")).join(",");
+    all.push(',');
+    all.push_str(filter);
+    all
+}
+
+fn directives(filter: &str) -> impl Iterator<Item = &str> {
+    filter
+        .split(',')
+        .map(str::trim)
+        .filter(|directive| !directive.is_empty())
+}
+
+/// Logs kept in memory, for the tests of every part.
+#[cfg(test)]
+pub(crate) mod test {
+    use tracing::subscriber::DefaultGuard;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Captured {
+        /// Takes the events of this thread until the guard is dropped.
+        pub(crate) fn subscribe(&self, filter: &str) -> DefaultGuard {
+            tracing::dispatcher::set_default(&self.dispatch(LogFormat::Text, filter).0)
+        }
+
+        pub(crate) fn dispatch(&self, format: LogFormat, filter: &str) -> (Dispatch, LogLevel) {
+            let sink = self.clone();
+            let config = Config {
+                format,
+                filter: filter.parse().unwrap(),
+            };
+            with_writer(&config, move || sink.clone())
+        }
+
+        pub(crate) fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl io::Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{test::Captured, *};
+
+    /// The messages that pass `filter`, out of one per target and level.
+    #[track_caller]
+    fn check_passing(filter: &str, expect: &[&str]) {
+        let captured = Captured::default();
+        tracing::dispatcher::with_default(&captured.dispatch(LogFormat::Text, filter).0, || {
+            tracing::debug!("ours at debug");
+            tracing::info!("ours at info");
+            tracing::error!("ours at error");
+            tracing::info!(target: "kube_client::client", "kube at info");
+            tracing::warn!(target: "kube_client::client", "kube at warn");
+        });
+        let text = captured.text();
+        let all = [
+            "ours at debug",
+            "ours at info",
+            "ours at error",
+            "kube at info",
+            "kube at warn",
+        ];
+        let passed: Vec<&str> = all.into_iter().filter(|message| text.contains(message)).collect();
+        assert_eq!(passed, expect, "{filter}");
+    }
+
+    #[test]
+    fn noisy_crates_stay_at_warn_unless_asked() {
+        check_passing("info", &["ours at info", "ours at error", "kube at warn"]);
+        check_passing(
+            "DEBUG",
+            &["ours at debug", "ours at info", "ours at error", "kube at warn"],
+        );
+        check_passing(
+            "info,kube=info",
+            &["ours at info", "ours at error", "kube at info", "kube at warn"],
+        );
+        check_passing(
+            "info,kube_client::client=info",
+            &["ours at info", "ours at error", "kube at info", "kube at warn"],
+        );
+        check_passing("error", &["ours at error"]);
+        check_passing("off", &[]);
+        check_passing("rolecall_daemon=info", &["ours at info", "ours at error"]);
+    }
+
+    #[test]
+    fn the_level_changes_at_run_time() {
+        let captured = Captured::default();
+        let (dispatch, level) = captured.dispatch(LogFormat::Text, "info");
+        tracing::dispatcher::with_default(&dispatch, || {
+            tracing::debug!("before");
+            level.set("debug".parse().unwrap()).unwrap();
+            tracing::debug!("between");
+            level.clone().set("info".parse().unwrap()).unwrap();
+            tracing::debug!("after");
+        });
+        let text = captured.text();
+        assert!(
+            text.contains("between") && !text.contains("before") && !text.contains("after"),
+            "{text}"
+        );
+        assert_eq!(level.get().as_str(), "info");
+    }
+
+    #[test]
+    fn a_json_line_has_its_fields_at_the_top_and_its_span_beside_them() {
+        let captured = Captured::default();
+        tracing::dispatcher::with_default(&captured.dispatch(LogFormat::Json, "info").0, || {
+            let _span = tracing::info_span!("request", pod = "shop/orders").entered();
+            tracing::info!(role = "r", "issue");
+        });
+        let line: serde_json::Value = serde_json::from_str(captured.text().trim()).unwrap();
+        assert_eq!(line["message"], "issue");
+        assert_eq!(line["role"], "r");
+        assert_eq!(line["level"], "INFO");
+        assert_eq!(line["span"]["pod"], "shop/orders");
+    }
+
+    #[test]
+    fn a_text_line_has_no_escape_sequences_off_a_terminal() {
+        let captured = Captured::default();
+        tracing::dispatcher::with_default(&captured.dispatch(LogFormat::Text, "info").0, || {
+            tracing::warn!(pod = "shop/orders", "look");
+        });
+        let text = captured.text();
+        assert!(
+            !text.contains('\x1b') && text.contains("WARN") && text.contains("pod=\"shop/orders\""),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_filter_that_would_not_do_what_it_says_is_refused() {
+        for good in [
+            "info",
+            " warn ",
+            "INFO",
+            "off",
+            "info,kube=debug",
+            "info,[request{pod=a}]=trace",
+            "a=off,debug",
+        ] {
+            let filter = good.parse::<LogFilter>().unwrap();
+            assert_eq!(filter.as_str(), good.trim());
+            // What the check accepts, the filter itself must not drop in silence.
+            EnvFilter::builder()
+                .parse(with_noise_kept_down(good.trim()))
+                .unwrap();
+        }
+        for (bad, problem) in [
+            ("", "the filter is empty"),
+            ("inof", "\"inof\" is not a level"),
+            ("info,kube", "\"kube\" is not a level"),
+            ("kube=loud", "expected one of"),
+        ] {
+            let error = bad.parse::<LogFilter>().unwrap_err().to_string();
+            assert!(
+                error.contains(problem) && error.contains("write a level"),
+                "{bad:?}: {error}"
+            );
+        }
+    }
+}

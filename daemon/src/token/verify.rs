@@ -1,0 +1,216 @@
+//! Whether to believe a token: authentic, and meant for us.
+//!
+//! Which pod may then be served, and from where, is decided by the caller's table, not here.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use aws_lc_rs::digest;
+use moka::sync::Cache;
+use subtle::ConstantTimeEq;
+
+use super::{
+    claims::{Claims, ClaimsError},
+    keys::{KeyLookup, KeySet},
+    volume::{TokenSource, TokenVolume},
+};
+use crate::identity::PodUid;
+
+/// Most accepted tokens that are remembered, in all.
+const MAX_ACCEPTED: u64 = 16_384;
+
+/// Most pods whose tokens are remembered; a node runs a few hundred.
+const MAX_PODS: u64 = 4096;
+
+/// What was not asked for in this time is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(86_400);
+
+/// Most accepted tokens that are remembered of one pod. A pod has one file and few processes that hold older ones.
+const MAX_ACCEPTED_PER_POD: usize = 32;
+
+/// What a token must say to be meant for this daemon.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The audience of our tokens.
+    pub audience: String,
+    /// The issuers to accept; none to accept the one that the API server publishes.
+    pub issuers: Vec<String>,
+    /// The node of this daemon.
+    pub node_name: String,
+}
+
+/// Judges tokens. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    config: Arc<Config>,
+    keys: KeySet,
+    source: TokenSource,
+    accepted: Arc<Accepted>,
+}
+
+/// A token that is authentic and meant for us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    pub uid: PodUid,
+    pub namespace: String,
+    pub pod: String,
+    pub expires_at: SystemTime,
+}
+
+/// Why a token is not good, in words for whoever sent it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenFault {
+    #[error(transparent)]
+    Form(#[from] ClaimsError),
+    #[error("its audience is not {0}")]
+    Audience(String),
+    #[error("its issuer is not this cluster's")]
+    Issuer,
+    #[error("it belongs to a pod of another node")]
+    OtherNode,
+    #[error("it is neither the token that the kubelet keeps for its pod nor signed by a key of this cluster")]
+    NotAuthentic,
+    #[error("it belongs to another pod of this node than it says")]
+    Misnamed,
+}
+
+/// The outcome of an attempt to prove a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    Good(Arc<Verified>),
+    Bad(TokenFault),
+    /// It is not in the kubelet's file, and the API server did not tell its keys.
+    Open,
+}
+
+type Digest = [u8; digest::SHA256_OUTPUT_LEN];
+
+/// Digests of the tokens that were accepted, so that each is verified once. A miss costs a verification, never an
+/// answer, and a hit admits nobody by itself: whether the pod still lives is looked up each time.
+#[derive(Debug)]
+struct Accepted {
+    by_digest: Cache<Digest, Arc<Verified>>,
+    /// The digests of each pod, oldest first.
+    by_pod: Cache<PodUid, Arc<Mutex<VecDeque<Digest>>>>,
+}
+
+impl Verifier {
+    pub fn new(config: Config, keys: KeySet, source: TokenSource) -> Self {
+        let accepted = Accepted {
+            by_digest: Cache::builder().max_capacity(MAX_ACCEPTED).time_to_idle(FORGET_AFTER).build(),
+            by_pod: Cache::builder().max_capacity(MAX_PODS).time_to_idle(FORGET_AFTER).build(),
+        };
+        Self { config: Arc::new(config), keys, source, accepted: Arc::new(accepted) }
+    }
+
+    /// The token was accepted before.
+    pub fn recall(&self, token: &str) -> Option<Arc<Verified>> {
+        self.accepted.by_digest.get(&sha256(token))
+    }
+
+    /// Reads a token's claims and refuses at once what is not meant for us, authentic or not.
+    ///
+    /// # Errors
+    /// [`TokenFault`] of the form, the audience or the node.
+    pub fn read(&self, token: &str) -> Result<Claims, TokenFault> {
+        let claims = Claims::read(token)?;
+        if !claims.audiences.contains(&self.config.audience) {
+            return Err(TokenFault::Audience(self.config.audience.clone()));
+        }
+        if claims.node.as_ref().is_some_and(|node| node.name != self.config.node_name) {
+            return Err(TokenFault::OtherNode);
+        }
+        Ok(claims)
+    }
+
+    /// Proves that `token` is authentic: it is in one of `volumes`, where the kubelet keeps the tokens of the pod
+    /// it names, or a key of the cluster has signed it.
+    ///
+    /// The file comes first, for it needs no API server. What the kubelet keeps was issued by this cluster,
+    /// whatever its issuer is called today, so the issuer is asked of signed tokens only.
+    pub async fn prove(&self, token: &str, claims: &Claims, uid: &PodUid, volumes: &[TokenVolume]) -> Proof {
+        if !self.is_in_kubelets_file(token, uid, volumes).await {
+            let Some(key_id) = &claims.key_id else { return Proof::Bad(TokenFault::NotAuthentic) };
+            match self.keys.find(key_id).await {
+                KeyLookup::Unreachable => return Proof::Open,
+                KeyLookup::Unknown => return Proof::Bad(TokenFault::NotAuthentic),
+                KeyLookup::Known { key, .. } if !key.signed(token) => return Proof::Bad(TokenFault::NotAuthentic),
+                KeyLookup::Known { issuer, .. } if !self.is_our_issuer(&claims.issuer, &issuer) => {
+                    return Proof::Bad(TokenFault::Issuer);
+                }
+                KeyLookup::Known { .. } => {}
+            }
+        }
+        let verified = Arc::new(Verified {
+            uid: uid.clone(),
+            namespace: claims.namespace.clone(),
+            pod: claims.pod.name.clone(),
+            expires_at: claims.expires_at,
+        });
+        self.accepted.insert(sha256(token), verified.clone());
+        Proof::Good(verified)
+    }
+
+    /// Whether the kubelet still keeps a token for the pod.
+    pub async fn kubelet_keeps(&self, uid: &PodUid, volumes: &[TokenVolume]) -> bool {
+        self.source.read(uid, volumes).await.is_ok()
+    }
+
+    /// Forgets the tokens of a pod that has left.
+    pub fn forget(&self, uid: &PodUid) {
+        self.accepted.forget(uid);
+    }
+
+    async fn is_in_kubelets_file(&self, token: &str, uid: &PodUid, volumes: &[TokenVolume]) -> bool {
+        for volume in volumes {
+            let kept = self.source.read(uid, std::slice::from_ref(volume)).await;
+            if kept.is_ok_and(|kept| bool::from(kept.expose().as_bytes().ct_eq(token.as_bytes()))) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn is_our_issuer(&self, claimed: &str, published: &str) -> bool {
+        if self.config.issuers.is_empty() {
+            claimed == published
+        } else {
+            self.config.issuers.iter().any(|issuer| issuer == claimed)
+        }
+    }
+}
+
+impl Accepted {
+    fn insert(&self, digest: Digest, verified: Arc<Verified>) {
+        let of_pod = self.by_pod.get_with(verified.uid.clone(), Arc::default);
+        let mut digests = of_pod.lock().unwrap_or_else(PoisonError::into_inner);
+        if !digests.contains(&digest) {
+            digests.push_back(digest);
+        }
+        if MAX_ACCEPTED_PER_POD < digests.len()
+            && let Some(oldest) = digests.pop_front()
+        {
+            self.by_digest.invalidate(&oldest);
+        }
+        self.by_digest.insert(digest, verified);
+    }
+
+    fn forget(&self, uid: &PodUid) {
+        let Some(of_pod) = self.by_pod.remove(uid) else { return };
+        for digest in of_pod.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            self.by_digest.invalidate(&digest);
+        }
+    }
+}
+
+fn sha256(token: &str) -> Digest {
+    let mut out = Digest::default();
+    out.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! The slow answer on the wire. The order of things is forced by STS's gate; nothing here measures time.
+
+use rolecall_sandbox::sts::Behavior;
+
+use super::{
+    app::{TestApp, pod},
+    client::End,
+};
+
+const OWN: &str = "/v1/credentials";
+
+/// A head and some white space: the answer has begun.
+fn has_begun(text: &str) -> bool {
+    text.split_once("\r\n\r\n").is_some_and(|(_, body)| body.contains("1\r\n \r\n"))
+}
+
+#[tokio::test]
+async fn an_answer_is_begun_and_finished() {
+    let app = TestApp::start().await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let mut client = app.client("127.0.0.2").await;
+    client.ask(OWN, Some(&orders.token().unwrap())).await;
+    let begun = client.read_until(has_begun).await;
+    let (head, body) = begun.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains("content-type: application/json"), "{head}");
+    assert!(head.contains("transfer-encoding: chunked"), "{head}");
+    assert!(!head.contains("content-length"), "{head}");
+    assert_eq!(body, "1\r\n \r\n", "head and first space come together, and no more than one space");
+    gate.release_all();
+    let reply = client.reply().await;
+    assert_eq!(reply.outcome(), "200 orders");
+    assert!(reply.text().trim_start().starts_with('{') && reply.text().ends_with('}'));
+    assert_eq!(app.metric("rolecall_slow_answers_total{stage=\"begun\"}").await, 1.0);
+    assert_eq!(app.metric("rolecall_slow_answers_total{stage=\"finished\"}").await, 1.0);
+    assert_eq!(app.world.sts.call_count(), 1);
+}
+
+#[tokio::test]
+async fn the_connection_of_a_begun_answer_goes_on() {
+    let app = TestApp::start().await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    let mut client = app.client("127.0.0.2").await;
+    client.ask(OWN, Some(&token)).await;
+    client.read_until(has_begun).await;
+    gate.release_all();
+    let first = client.reply().await.text();
+    let second = client.get(OWN, Some(&token)).await;
+    assert_eq!(second.text(), first.trim_start());
+    assert!(second.header("content-length").is_some());
+}
+
+#[tokio::test]
+async fn a_denial_after_the_beginning_is_a_reset_and_the_retry_gets_the_truth() {
+    let app = TestApp::start().await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    orders.distrust();
+    let token = orders.token().unwrap();
+    let mut client = app.client("127.0.0.2").await;
+    client.ask(OWN, Some(&token)).await;
+    client.read_until(has_begun).await;
+    gate.release_all();
+    assert_eq!(client.end().await, End::Reset);
+    let calls = app.world.sts.call_count();
+    let retry = app.get("127.0.0.2", OWN, Some(&token)).await;
+    assert_eq!(retry.outcome(), "403 sts_denied");
+    let message = retry.json()["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("AccessDenied") && message.contains("trust policy"), "{message}");
+    assert_eq!(app.world.sts.call_count(), calls, "the retry was answered from memory");
+    assert_eq!(app.metric("rolecall_slow_answers_total{stage=\"given_up\"}").await, 1.0);
+    assert_eq!(app.metric("rolecall_requests_total{outcome=\"given_up\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn giving_up_while_an_attempt_runs_remembers_nothing() {
+    let world = rolecall_sandbox::world::World::start().await.unwrap();
+    let app = TestApp::with(world, "--give-up-after=1500ms").await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    let mut client = app.client("127.0.0.2").await;
+    client.ask(OWN, Some(&token)).await;
+    assert_eq!(client.end().await, End::Reset);
+    // The retry waits on the very same attempt.
+    let mut retry = app.client("127.0.0.2").await;
+    retry.ask(OWN, Some(&token)).await;
+    retry.read_until(has_begun).await;
+    gate.release_all();
+    assert_eq!(retry.reply().await.outcome(), "200 orders");
+    assert_eq!(app.world.sts.call_count(), 1);
+}
+
+#[tokio::test]
+async fn an_sts_that_failed_to_the_end_is_remembered() {
+    let world = rolecall_sandbox::world::World::start().await.unwrap();
+    world.sts.set_behavior(Behavior::unavailable());
+    let app = TestApp::with(world, "--give-up-after=2s").await;
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    let mut client = app.client("127.0.0.2").await;
+    client.ask(OWN, Some(&token)).await;
+    assert_eq!(client.end().await, End::Reset);
+    let retry = app.get("127.0.0.2", OWN, Some(&token)).await;
+    assert_eq!(retry.outcome(), "503 sts_unavailable");
+    assert_eq!(retry.header("retry-after"), Some("5"));
+}
+
+#[tokio::test]
+async fn transient_failures_are_retried_behind_a_begun_answer() {
+    let app = TestApp::start().await;
+    app.world.sts.script([Behavior::unavailable(), Behavior::throttled(), Behavior::reset(), Behavior::internal_failure()]);
+    let orders = app.world.pod(pod("orders")).unwrap();
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
+    assert_eq!(app.world.sts.call_count(), 5);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_cancels_nothing() {
+    let app = TestApp::start().await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    let mut held = app.client("127.0.0.2").await;
+    held.ask(OWN, Some(&token)).await;
+    let mut begun = app.client("127.0.0.2").await;
+    begun.ask(OWN, Some(&token)).await;
+    begun.read_until(has_begun).await;
+    drop((held, begun));
+    // Both are known to have hung up before STS answers.
+    while app.metric("rolecall_requests_total{outcome=\"hung_up\"}").await < 2.0 {
+        tokio::task::yield_now().await;
+    }
+    gate.release_all();
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
+    assert_eq!(app.world.sts.call_count(), 1);
+}
+
+#[tokio::test]
+async fn http_1_0_is_held_in_silence() {
+    let app = TestApp::start().await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    let mut old = app.client("127.0.0.2").await;
+    old.send(&format!("GET {OWN} HTTP/1.0\r\nAuthorization: {token}\r\n\r\n")).await;
+    // A request of HTTP/1.1 that came later has begun: by now the old one would have, too.
+    let mut new = app.client("127.0.0.2").await;
+    new.ask(OWN, Some(&token)).await;
+    new.read_until(has_begun).await;
+    gate.release_all();
+    let reply = old.reply().await;
+    assert_eq!(reply.outcome(), "200 orders");
+    assert!(reply.header("content-length").is_some(), "it was not begun");
+    assert!(reply.text().starts_with('{'));
+}
+
+#[tokio::test]
+async fn every_answer_can_be_held_in_silence() {
+    let world = rolecall_sandbox::world::World::start().await.unwrap();
+    let app = TestApp::with(world, "--slow-answer=hold --give-up-after=1500ms").await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let reply = app.get("127.0.0.2", OWN, Some(&orders.token().unwrap())).await;
+    assert_eq!(reply.outcome(), "503 sts_unavailable", "it has its true status at the end");
+    gate.release_all();
+    assert_eq!(app.metric("rolecall_slow_answers_total{stage=\"begun\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn many_that_wait_share_one_exchange() {
+    let app = TestApp::start().await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..64 {
+        let mut client = app.client("127.0.0.2").await;
+        client.ask(OWN, Some(&token)).await;
+        clients.push(client);
+    }
+    for client in &mut clients {
+        client.read_until(has_begun).await;
+    }
+    gate.release_all();
+    for client in &mut clients {
+        assert_eq!(client.reply().await.outcome(), "200 orders");
+    }
+    assert_eq!(app.world.sts.call_count(), 1);
+}
