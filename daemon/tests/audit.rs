@@ -71,28 +71,16 @@ fn request(role: &str) -> SessionRequest {
         name: "orders-0".into(),
         service_account: "orders".into(),
     };
-    let values = SessionNameValues {
-        cluster: "",
-        namespace: "shop",
-        pod: "orders-0",
-        service_account: "",
-        node: "",
-    };
+    let values =
+        SessionNameValues { cluster: "", namespace: "shop", pod: "orders-0", service_account: "", node: "" };
     let key = CredentialKey {
         pod: pod.uid.clone(),
         role: format!("arn:aws:iam::111122223333:role/{role}").parse().unwrap(),
         session_name: SessionNameTemplate::default().render(&values),
         duration: SessionDuration::from_seconds(3600).unwrap(),
     };
-    let volume = TokenVolume {
-        volume: "rolecall-token".into(),
-        path: "token".into(),
-    };
-    SessionRequest {
-        key,
-        pod,
-        volumes: [volume].into(),
-    }
+    let volume = TokenVolume { volume: "rolecall-token".into(), path: "token".into() };
+    SessionRequest { key, pod, volumes: [volume].into() }
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,46 +93,23 @@ async fn an_issuance_is_one_line_and_no_secret_is_written() {
         .with_writer(move || writer.clone())
         .init();
     let pods_dir = tempfile::tempdir().unwrap();
-    let volume = pods_dir
-        .path()
-        .join("uid-1/volumes/kubernetes.io~projected/rolecall-token");
+    let volume = pods_dir.path().join("uid-1/volumes/kubernetes.io~projected/rolecall-token");
     std::fs::create_dir_all(&volume).unwrap();
     std::fs::write(volume.join("token"), "token-on-disk").unwrap();
     let clock = Clock::following_tokio(UNIX_EPOCH);
     let tokens = TokenSource::new(pods_dir.path().to_owned());
-    let (manager, worker) = CredentialManager::new(
-        Config::default(),
-        Orders(clock.clone()),
-        tokens,
-        clock,
-        Metrics::default(),
-    );
+    let (manager, worker) =
+        CredentialManager::new(Config::default(), Orders(clock.clone()), tokens, clock, Metrics::default());
     let asking = async {
-        assert!(
-            manager
-                .request(request("orders"))
-                .unwrap()
-                .outcome()
-                .await
-                .is_ok()
-        );
-        assert!(
-            manager
-                .request(request("billing"))
-                .unwrap()
-                .outcome()
-                .await
-                .is_err()
-        );
+        assert!(manager.request(request("orders")).unwrap().outcome().await.is_ok());
+        assert!(manager.request(request("billing")).unwrap().outcome().await.is_err());
     };
     worker.run(asking).await;
 
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let line_with = |part: &str| {
         let lines: Vec<_> = text.lines().filter(|line| line.contains(part)).collect();
-        let [line] = lines[..] else {
-            panic!("not one line with {part} in {text}")
-        };
+        let [line] = lines[..] else { panic!("not one line with {part} in {text}") };
         line
     };
     let issuance = line_with("rolecall::audit");
@@ -162,13 +127,7 @@ async fn an_issuance_is_one_line_and_no_secret_is_written() {
         assert!(issuance.contains(part), "no {part} in {issuance}");
     }
     let refusal = line_with("WARN");
-    for part in [
-        "pod=shop/orders-0",
-        "role/billing",
-        "AccessDenied",
-        "Not authorized",
-        "request-2",
-    ] {
+    for part in ["pod=shop/orders-0", "role/billing", "AccessDenied", "Not authorized", "request-2"] {
         assert!(refusal.contains(part), "no {part} in {refusal}");
     }
     for secret in ["token-on-disk", "secret-key", "session-token", "ASIAEXAMPLE"] {

@@ -103,12 +103,7 @@ impl CredentialManager {
         if hurried {
             self.shared.wake.notify_one();
         }
-        Ok(Pending {
-            shared: self.shared.clone(),
-            key,
-            generation,
-            status,
-        })
+        Ok(Pending { shared: self.shared.clone(), key, generation, status })
     }
 }
 

@@ -78,10 +78,7 @@ pub(super) enum Consequence {
 
 impl Now {
     pub(super) fn of(clock: &Clock) -> Self {
-        Self {
-            wall: clock.now(),
-            at: Instant::now(),
-        }
+        Self { wall: clock.now(), at: Instant::now() }
     }
 }
 
@@ -122,11 +119,7 @@ impl Table {
     /// `None` where the pod has as many keys as it may have. A pod that was just forgotten gets a status that says
     /// so: requests that were decided before are still on their way.
     pub(super) fn request(&mut self, request: SessionRequest, now: Now) -> Option<watch::Receiver<Status>> {
-        if self
-            .forgotten
-            .iter()
-            .any(|(at, pod)| now.at < *at + STAY_GONE && *pod == request.key.pod)
-        {
+        if self.forgotten.iter().any(|(at, pod)| now.at < *at + STAY_GONE && *pod == request.key.pod) {
             return Some(watch::channel(Status::gone()).1);
         }
         let key = request.key.clone();
@@ -153,8 +146,7 @@ impl Table {
             Phase::Fetching => false,
             // A missing token is looked for anew: the wait for an old pod's looks rarely.
             Phase::Idle | Phase::AwaitingToken { .. } => {
-                self.queue
-                    .raise(key, Priority::RealTime, entry.retry_at.max(now.at));
+                self.queue.raise(key, Priority::RealTime, entry.retry_at.max(now.at));
                 true
             }
         }
@@ -198,10 +190,7 @@ impl Table {
 
     /// Takes the result of a fetch.
     pub(super) fn finish(&mut self, ticket: &Ticket, fetched: Fetched, now: Now) -> Consequence {
-        let Some(entry) = self
-            .entries
-            .get_mut(&ticket.key)
-            .filter(|it| it.generation == ticket.generation)
+        let Some(entry) = self.entries.get_mut(&ticket.key).filter(|it| it.generation == ticket.generation)
         else {
             return Consequence::Dropped;
         };
@@ -215,22 +204,13 @@ impl Table {
             }
             Fetched::TokenMissing => {
                 entry.retry_at = now.at + policy::LOOK_FOR_TOKEN;
-                entry
-                    .status
-                    .send_modify(|status| status.failure = Some(FetchError::TokenMissing));
+                entry.status.send_modify(|status| status.failure = Some(FetchError::TokenMissing));
                 let alive = entry.alive.child_token();
                 let since = entry.awaited_since.take().unwrap_or(now.at);
-                entry.phase = Phase::AwaitingToken {
-                    since,
-                    _ends_with_it: alive.clone().drop_guard(),
-                };
-                let work = Work {
-                    alive,
-                    ..entry.work()
-                };
+                entry.phase = Phase::AwaitingToken { since, _ends_with_it: alive.clone().drop_guard() };
+                let work = Work { alive, ..entry.work() };
                 if !entry.is_warmed {
-                    self.queue
-                        .raise(&ticket.key, Priority::Background, now.at + policy::KEEP_UNASKED);
+                    self.queue.raise(&ticket.key, Priority::Background, now.at + policy::KEEP_UNASKED);
                 }
                 Consequence::AwaitToken(Box::new(work))
             }
@@ -253,10 +233,7 @@ impl Table {
 
     /// Takes the end of a wait for a token, and says how long it was. The fetch that follows reads the token.
     pub(super) fn token_came(&mut self, ticket: &Ticket, now: Now) -> Option<Duration> {
-        let entry = self
-            .entries
-            .get_mut(&ticket.key)
-            .filter(|it| it.generation == ticket.generation)?;
+        let entry = self.entries.get_mut(&ticket.key).filter(|it| it.generation == ticket.generation)?;
         let Phase::AwaitingToken { since, .. } = entry.phase else {
             return None;
         };
@@ -287,9 +264,7 @@ impl Table {
             }),
         };
         let until = now.at + policy::REMEMBER_UNAVAILABLE;
-        entry
-            .status
-            .send_modify(|status| status.remembered = Some((error.clone(), until)));
+        entry.status.send_modify(|status| status.remembered = Some((error.clone(), until)));
         error
     }
 
@@ -298,8 +273,7 @@ impl Table {
         for (key, entry) in &self.entries {
             let is_fresh = |status: &Status| status.credentials.is_some() && status.failure.is_none();
             if matches!(entry.phase, Phase::Idle) && is_fresh(&entry.status.borrow()) {
-                self.queue
-                    .raise(key, entry.priority(now), due(entry.refresh_at, now));
+                self.queue.raise(key, entry.priority(now), due(entry.refresh_at, now));
             }
         }
     }
@@ -326,9 +300,8 @@ impl Table {
         if keys.len() < self.roles_per_pod {
             return true;
         }
-        let abandoned = keys
-            .iter()
-            .find(|key| self.entries.get(key).is_some_and(|entry| entry.is_abandoned(now)));
+        let abandoned =
+            keys.iter().find(|key| self.entries.get(key).is_some_and(|entry| entry.is_abandoned(now)));
         abandoned.inspect(|key| self.remove(key)).is_some()
     }
 

@@ -41,10 +41,7 @@ pub(super) struct Entry {
 pub(super) enum Phase {
     Idle,
     Fetching,
-    AwaitingToken {
-        since: Instant,
-        _ends_with_it: DropGuard,
-    },
+    AwaitingToken { since: Instant, _ends_with_it: DropGuard },
 }
 
 /// What is known of a key, as its waiters see it.
@@ -63,10 +60,7 @@ pub(in crate::credentials) struct Status {
 impl Status {
     /// What the waiters of a forgotten pod are told.
     pub(super) fn gone() -> Self {
-        Self {
-            gone: true,
-            ..Self::default()
-        }
+        Self { gone: true, ..Self::default() }
     }
 
     /// What a request gets without waiting.
@@ -83,22 +77,16 @@ impl Status {
     /// Credentials that are good to hand out; below the floor only where none better are to be had.
     pub(in crate::credentials) fn hand_out(&self, now: SystemTime) -> Option<&Arc<Credentials>> {
         let better_is_to_be_had = !self.is_best && self.failure.is_none();
-        self.valid(now)
-            .filter(|it| !better_is_to_be_had || policy::is_above_floor(it, now))
+        self.valid(now).filter(|it| !better_is_to_be_had || policy::is_above_floor(it, now))
     }
 
     /// Credentials that have not expired.
     pub(in crate::credentials) fn valid(&self, now: SystemTime) -> Option<&Arc<Credentials>> {
-        self.credentials
-            .as_ref()
-            .filter(|it| !self.gone && it.is_valid_at(now))
+        self.credentials.as_ref().filter(|it| !self.gone && it.is_valid_at(now))
     }
 
     pub(super) fn remembered(&self, now: Instant) -> Option<&FetchError> {
-        self.remembered
-            .as_ref()
-            .filter(|(_, until)| now < *until)
-            .map(|(error, _)| error)
+        self.remembered.as_ref().filter(|(_, until)| now < *until).map(|(error, _)| error)
     }
 }
 
@@ -125,10 +113,7 @@ impl Entry {
 
     pub(super) fn work(&self) -> Work {
         Work {
-            ticket: Ticket {
-                key: self.request.key.clone(),
-                generation: self.generation,
-            },
+            ticket: Ticket { key: self.request.key.clone(), generation: self.generation },
             request: self.request.clone(),
             alive: self.alive.clone(),
         }
@@ -139,19 +124,11 @@ impl Entry {
     }
 
     pub(super) fn priority(&self, now: Now) -> Priority {
-        if self.is_waited_for() {
-            Priority::RealTime
-        } else {
-            self.priority_unasked(now)
-        }
+        if self.is_waited_for() { Priority::RealTime } else { self.priority_unasked(now) }
     }
 
     pub(super) fn priority_unasked(&self, now: Now) -> Priority {
-        if self.status.borrow().valid(now.wall).is_some() {
-            Priority::Background
-        } else {
-            Priority::Warmup
-        }
+        if self.status.borrow().valid(now.wall).is_some() { Priority::Background } else { Priority::Warmup }
     }
 
     /// Whether nothing is lost by dropping it: only a request wanted it, in vain, and none waits any more.

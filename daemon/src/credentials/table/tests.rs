@@ -43,13 +43,8 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn request(pod: u8, role: u8) -> SessionRequest {
     let name = format!("pod-{pod}");
-    let values = SessionNameValues {
-        cluster: "",
-        namespace: "shop",
-        pod: &name,
-        service_account: "",
-        node: "",
-    };
+    let values =
+        SessionNameValues { cluster: "", namespace: "shop", pod: &name, service_account: "", node: "" };
     let pod = PodIdentity {
         uid: name.parse().unwrap(),
         namespace: "shop".into(),
@@ -58,17 +53,11 @@ fn request(pod: u8, role: u8) -> SessionRequest {
     };
     let key = CredentialKey {
         pod: pod.uid.clone(),
-        role: format!("arn:aws:iam::111122223333:role/role-{role}")
-            .parse()
-            .unwrap(),
+        role: format!("arn:aws:iam::111122223333:role/role-{role}").parse().unwrap(),
         session_name: SessionNameTemplate::default().render(&values),
         duration: SessionDuration::from_seconds(3600).unwrap(),
     };
-    SessionRequest {
-        key,
-        pod,
-        volumes: [].into(),
-    }
+    SessionRequest { key, pod, volumes: [].into() }
 }
 
 fn credentials(request: &SessionRequest, lifetime: u64, now: Now) -> Fetched {
@@ -80,9 +69,7 @@ fn credentials(request: &SessionRequest, lifetime: u64, now: Now) -> Fetched {
         assumed_role_arn: None,
         request_id: None,
     };
-    Fetched::Issued(Arc::new(
-        Credentials::new(issued, &request.key.role, now.wall).unwrap(),
-    ))
+    Fetched::Issued(Arc::new(Credentials::new(issued, &request.key.role, now.wall).unwrap()))
 }
 
 fn failure(kind: u8) -> Fetched {
@@ -90,11 +77,7 @@ fn failure(kind: u8) -> Fetched {
     match kind {
         0 => Fetched::TokenMissing,
         1 => Fetched::Failed(FetchError::unreachable("text")),
-        _ => Fetched::Failed(FetchError::Denied {
-            code: text(),
-            message: text(),
-            request_id: None,
-        }),
+        _ => Fetched::Failed(FetchError::Denied { code: text(), message: text(), request_id: None }),
     }
 }
 
@@ -114,10 +97,7 @@ fn check_invariants(table: &Table, now: Now) {
             assert!(now.wall < credentials.advertised_until());
         }
     }
-    assert_eq!(
-        table.by_pod.values().map(Vec::len).sum::<usize>(),
-        table.entries.len()
-    );
+    assert_eq!(table.by_pod.values().map(Vec::len).sum::<usize>(), table.entries.len());
     let counts = table.counts(now);
     assert_eq!(counts.valid + counts.pending + counts.failed, table.entries.len());
 }
