@@ -74,10 +74,13 @@ impl<S: Sts> Fetcher<S> {
             result = &mut first => return result,
             () = sleep(self.hedge_after) => {}
         }
-        let Some(_place) = self.pace.spare() else {
+        let Some(place) = self.pace.spare() else {
             return first.await;
         };
-        let mut second = pin!(self.attempt(request, token));
+        let mut second = pin!(async {
+            let _place = place;
+            self.attempt(request, token).await
+        });
         tokio::select! {
             biased;
             result = &mut first => match result {

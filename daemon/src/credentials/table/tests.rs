@@ -165,3 +165,25 @@ proptest! {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_only_requests_wanted_is_kept_for_a_minute_after_the_last_of_them() {
+    let start = Now { wall: UNIX_EPOCH + Duration::from_secs(1_000_000), at: Instant::now() };
+    let after = |seconds| Now {
+        wall: start.wall + Duration::from_secs(seconds),
+        at: start.at + Duration::from_secs(seconds),
+    };
+    let mut table = Table::new(2);
+    let request = request(0, 0);
+    for asked_at in [0, 50] {
+        let now = after(asked_at);
+        drop(table.request(request.clone(), now));
+        table.ask(&request.key, now);
+        let work = table.begin(after(asked_at + 1)).expect("it is asked for");
+        table.finish(&work.ticket, failure(1), after(asked_at + 1));
+    }
+    let work = table.begin(after(109)).expect("it is still tried");
+    table.finish(&work.ticket, failure(1), after(109));
+    assert!(table.begin(after(111)).is_none());
+    assert!(table.entries.is_empty());
+}

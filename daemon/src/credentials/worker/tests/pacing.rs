@@ -26,6 +26,25 @@ async fn second_attempts_count_among_the_exchanges() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_place_of_a_second_attempt_that_failed_is_free_at_once() {
+    let node = Node::with(Config { concurrency: 2, ..Config::default() });
+    let mut answers = [
+        after(14 * SECOND, Answer::Issue(HOUR)),
+        after(SECOND, unreachable()),
+        after(SECOND, Answer::Issue(HOUR)),
+    ]
+    .into_iter();
+    node.sts.answers(move |_| answers.next().unwrap());
+    node.manager.warm(node.pod("slow"));
+    pass(3 * SECOND + SECOND / 2).await;
+    let next = node.pod("next");
+    let began = Instant::now();
+    node.ask(&next).await.unwrap();
+    assert_eq!(node.sts.pods(), ["slow", "slow", "next"]);
+    assert_eq!(began.elapsed(), SECOND + SECOND / 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn requests_come_before_warming_and_warming_before_refreshing() {
     let node = Node::with(Config { concurrency: 1, hedge_after: HOUR, ..Config::default() });
     let refreshed = node.pod("refreshed");
