@@ -58,7 +58,7 @@ pub struct SessionRequest {
 }
 
 /// The settings of the credentials.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Most exchanges with STS at a time; throttling lowers it for a while.
     pub concurrency: usize,
@@ -70,10 +70,6 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            concurrency: 16,
-            hedge_after: Duration::from_secs(3),
-            roles_per_pod: 16,
-        }
+        Self { concurrency: 16, hedge_after: Duration::from_secs(3), roles_per_pod: 16 }
     }
 }

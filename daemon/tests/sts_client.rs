@@ -69,11 +69,7 @@ impl Server {
                 connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
             }
         };
-        Self {
-            port,
-            received,
-            accepting: spawn(serve),
-        }
+        Self { port, received, accepting: spawn(serve) }
     }
 
     fn url(&self) -> Url {
@@ -135,25 +131,15 @@ fn request() -> SessionRequest {
         session_name: SessionNameTemplate::default().render(&values),
         duration: SessionDuration::from_seconds(3600).unwrap(),
     };
-    SessionRequest {
-        key,
-        pod,
-        volumes: [].into(),
-    }
+    SessionRequest { key, pod, volumes: [].into() }
 }
 
 fn config(endpoint: Option<Url>) -> StsConfig {
-    StsConfig {
-        endpoint,
-        ..StsConfig::regional("eu-west-1")
-    }
+    StsConfig { endpoint, ..StsConfig::regional("eu-west-1") }
 }
 
 async fn ask(config: StsConfig) -> Result<Issued, StsError> {
-    StsClient::new(config)
-        .unwrap()
-        .assume_role_with_web_identity(&request(), &Token::new(TOKEN))
-        .await
+    StsClient::new(config).unwrap().assume_role_with_web_identity(&request(), &Token::new(TOKEN)).await
 }
 
 async fn ask_server(status: u16, body: impl Into<Bytes>) -> Result<Issued, StsError> {
@@ -197,9 +183,7 @@ fn failure(code: &str, message: &str) -> String {
 /// Checks what an error document means: its class, and whether it carries AWS's code and request id.
 #[track_caller]
 fn check(result: Result<Issued, StsError>, class: &str, code: &str) {
-    let Err(error) = result else {
-        panic!("{code} is no success")
-    };
+    let Err(error) = result else { panic!("{code} is no success") };
     let (is, has) = match &error {
         StsError::Denied { code, request_id, .. } => ("denied", Some((code, request_id))),
         StsError::TokenRefused { code, request_id, .. } => ("token refused", Some((code, request_id))),
@@ -229,17 +213,9 @@ fn cause(result: Result<Issued, StsError>) -> String {
 async fn the_request_is_the_one_that_sts_documents_and_is_not_signed() {
     let server = Server::answering(Some(200), success()).await;
     assert!(ask(config(Some(server.url()))).await.is_ok());
-    let [received] = &server.received()[..] else {
-        panic!("the client makes one attempt")
-    };
-    assert_eq!(
-        (received.method.as_str(), received.target.as_str()),
-        ("POST", "/")
-    );
-    assert_eq!(
-        received.headers["content-type"],
-        "application/x-www-form-urlencoded"
-    );
+    let [received] = &server.received()[..] else { panic!("the client makes one attempt") };
+    assert_eq!((received.method.as_str(), received.target.as_str()), ("POST", "/"));
+    assert_eq!(received.headers["content-type"], "application/x-www-form-urlencoded");
     assert!(!received.headers.contains_key("authorization"));
     let agent = received.headers["x-amz-user-agent"].to_str().unwrap().to_owned();
     assert!(agent.contains("app/rolecall"), "{agent}");
@@ -252,17 +228,12 @@ async fn the_request_is_the_one_that_sts_documents_and_is_not_signed() {
         ("WebIdentityToken", TOKEN),
         ("DurationSeconds", "3600"),
     ];
-    assert_eq!(
-        form,
-        expect.map(|(name, value)| (name.to_owned(), value.to_owned()))
-    );
+    assert_eq!(form, expect.map(|(name, value)| (name.to_owned(), value.to_owned())));
 }
 
 #[tokio::test]
 async fn the_answer_is_read_with_the_id_of_the_exchange() {
-    let issued = ask_server(200, success())
-        .await
-        .unwrap_or_else(|error| panic!("{error}"));
+    let issued = ask_server(200, success()).await.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(issued.access_key_id, "ASIAEXAMPLE");
     assert_eq!(*issued.secret_access_key, "secret/key");
     assert_eq!(*issued.session_token, "session/token+1==");
@@ -325,10 +296,7 @@ async fn the_message_is_passed_on_without_tokens_control_characters_and_length()
     let Err(StsError::Denied { message, .. }) = ask_server(403, failure("AccessDenied", &long)).await else {
         panic!("it is denied")
     };
-    assert!(
-        message.starts_with("Not authorized for … or … or … end and so on and"),
-        "{message}"
-    );
+    assert!(message.starts_with("Not authorized for … or … or … end and so on and"), "{message}");
     assert!(message.len() <= 512, "{}", message.len());
 }
 
@@ -341,11 +309,7 @@ async fn what_is_no_answer_of_sts_is_unreachable() {
             "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult/></AssumeRoleWithWebIdentityResponse>",
             "no credentials",
         ),
-        (
-            403,
-            "<html>blocked by the proxy</html>",
-            "status 403 without an error document",
-        ),
+        (403, "<html>blocked by the proxy</html>", "status 403 without an error document"),
         (407, "", "status 407 without an error document"),
         (502, "<html>bad gateway</html>", "status 502"),
     ] {
@@ -360,10 +324,7 @@ async fn what_is_no_answer_of_sts_is_unreachable() {
 #[tokio::test]
 async fn a_hang_is_cut_at_the_attempts_timeout() {
     let server = Server::answering(None, "").await;
-    let config = StsConfig {
-        attempt_timeout: Duration::from_millis(300),
-        ..config(Some(server.url()))
-    };
+    let config = StsConfig { attempt_timeout: Duration::from_millis(300), ..config(Some(server.url())) };
     assert_eq!(cause(ask(config).await), "timed out");
     assert_eq!(server.received().len(), 1);
 }
@@ -373,20 +334,14 @@ async fn a_port_where_nobody_listens_is_told_in_few_words() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    assert_eq!(
-        cause(ask(config(Some(url.parse().unwrap()))).await),
-        "connection refused"
-    );
+    assert_eq!(cause(ask(config(Some(url.parse().unwrap()))).await), "connection refused");
 }
 
 #[tokio::test]
 async fn a_name_that_does_not_resolve_is_told() {
     // No name server is asked for a label of 64 characters: it is too long to be one.
     let url = format!("http://{}.invalid", "n".repeat(64));
-    let config = StsConfig {
-        connect_timeout: Duration::from_secs(10),
-        ..config(Some(url.parse().unwrap()))
-    };
+    let config = StsConfig { connect_timeout: Duration::from_secs(10), ..config(Some(url.parse().unwrap())) };
     let cause = cause(ask(config).await);
     assert!(cause.starts_with("cannot resolve the endpoint's name"), "{cause}");
 }
@@ -396,10 +351,8 @@ async fn a_connection_that_never_comes_about_is_cut_at_the_connect_timeout() {
     // It accepts and says nothing, so the handshake of TLS never ends.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
-    let config = StsConfig {
-        connect_timeout: Duration::from_millis(300),
-        ..config(Some(url.parse().unwrap()))
-    };
+    let config =
+        StsConfig { connect_timeout: Duration::from_millis(300), ..config(Some(url.parse().unwrap())) };
     assert_eq!(cause(ask(config).await), "timed out while connecting");
 }
 
@@ -412,17 +365,8 @@ async fn a_plain_endpoint_is_asked_through_the_http_proxy() {
         no_proxy: None,
     };
     let endpoint = "http://sts.example.invalid".parse().unwrap();
-    assert!(
-        ask(StsConfig {
-            proxy: settings,
-            ..config(Some(endpoint))
-        })
-        .await
-        .is_ok()
-    );
-    let [received] = &proxy.received()[..] else {
-        panic!("the proxy was asked once")
-    };
+    assert!(ask(StsConfig { proxy: settings, ..config(Some(endpoint)) }).await.is_ok());
+    let [received] = &proxy.received()[..] else { panic!("the proxy was asked once") };
     assert_eq!(received.target, "http://sts.example.invalid/");
     assert_eq!(received.headers["proxy-authorization"], "Basic dXNlcjp3b3Jk");
 }
@@ -436,11 +380,7 @@ async fn what_no_proxy_names_is_asked_directly() {
             https: None,
             no_proxy: Some(no_proxy.to_owned()),
         };
-        let result = ask(StsConfig {
-            proxy: settings,
-            ..config(Some(server.url()))
-        })
-        .await;
+        let result = ask(StsConfig { proxy: settings, ..config(Some(server.url())) }).await;
         assert!(result.is_ok(), "{no_proxy}");
     }
 }
@@ -453,9 +393,7 @@ async fn tunnel_to(change: impl FnOnce(&mut StsConfig)) -> String {
     config.proxy.https = Some(format!("127.0.0.1:{}", proxy.port));
     change(&mut config);
     cause(ask(config).await);
-    let [received] = &proxy.received()[..] else {
-        panic!("the proxy was asked once")
-    };
+    let [received] = &proxy.received()[..] else { panic!("the proxy was asked once") };
     assert_eq!(received.method, Method::CONNECT);
     assert!(received.body.is_empty(), "the token is not for the proxy");
     received.target.clone()
@@ -464,10 +402,7 @@ async fn tunnel_to(change: impl FnOnce(&mut StsConfig)) -> String {
 #[tokio::test]
 async fn the_endpoint_is_the_regions_own_through_the_https_proxy() {
     assert_eq!(tunnel_to(|_| {}).await, "sts.eu-west-1.amazonaws.com:443");
-    assert_eq!(
-        tunnel_to(|c| c.region = "us-east-1".to_owned()).await,
-        "sts.us-east-1.amazonaws.com:443"
-    );
+    assert_eq!(tunnel_to(|c| c.region = "us-east-1".to_owned()).await, "sts.us-east-1.amazonaws.com:443");
     assert_eq!(
         tunnel_to(|c| c.region = "cn-north-1".to_owned()).await,
         "sts.cn-north-1.amazonaws.com.cn:443"
@@ -478,38 +413,21 @@ async fn the_endpoint_is_the_regions_own_through_the_https_proxy() {
     );
     let fips = tunnel_to(|c| (c.region, c.fips) = ("us-east-2".to_owned(), true));
     assert_eq!(fips.await, "sts-fips.us-east-2.amazonaws.com:443");
-    assert_eq!(
-        tunnel_to(|c| c.dual_stack = true).await,
-        "sts.eu-west-1.api.aws:443"
-    );
+    assert_eq!(tunnel_to(|c| c.dual_stack = true).await, "sts.eu-west-1.api.aws:443");
 }
 
 #[test]
 fn a_setting_that_no_client_can_be_made_with_is_refused() {
-    let proxy = |url: &str| ProxySettings {
-        https: Some(url.to_owned()),
-        ..ProxySettings::default()
-    };
+    let proxy = |url: &str| ProxySettings { https: Some(url.to_owned()), ..ProxySettings::default() };
     for url in ["socks5://127.0.0.1:1080", "http://", "http://a b"] {
-        let error = StsClient::new(StsConfig {
-            proxy: proxy(url),
-            ..config(None)
-        })
-        .err();
+        let error = StsClient::new(StsConfig { proxy: proxy(url), ..config(None) }).err();
         assert_eq!(error, Some(StsConfigError::Proxy), "{url}");
     }
     for url in ["ftp://sts.example.com", "unix:/run/sts", "data:,x"] {
         let error = StsClient::new(config(Some(url.parse().unwrap()))).err();
         assert_eq!(error, Some(StsConfigError::Endpoint), "{url}");
     }
-    assert!(
-        StsClient::new(StsConfig {
-            proxy: proxy(" "),
-            ..config(None)
-        })
-        .is_ok(),
-        "empty is none"
-    );
+    assert!(StsClient::new(StsConfig { proxy: proxy(" "), ..config(None) }).is_ok(), "empty is none");
 }
 
 /// Everything that is logged, at every level.
@@ -544,9 +462,7 @@ async fn not_even_the_sdks_own_trace_has_a_secret_in_it() {
     for secret in [TOKEN, "secret/key", "session/token", "ASIAEXAMPLE"] {
         let as_bytes = format!("{:?}", secret.as_bytes());
         let as_bytes = as_bytes.trim_matches(['[', ']']);
-        let line = text
-            .lines()
-            .find(|line| line.contains(secret) || line.contains(as_bytes));
+        let line = text.lines().find(|line| line.contains(secret) || line.contains(as_bytes));
         assert_eq!(line, None, "{secret}");
     }
 }

@@ -34,25 +34,13 @@ pub struct Issued {
 pub enum StsError {
     /// STS will not give this role to this pod, and asking again soon will not help.
     #[error("STS denies: {code}: {message}")]
-    Denied {
-        code: Arc<str>,
-        message: Arc<str>,
-        request_id: Option<Arc<str>>,
-    },
+    Denied { code: Arc<str>, message: Arc<str>, request_id: Option<Arc<str>> },
     /// STS takes offence at the token; a newer one may do.
     #[error("STS refuses the token: {code}: {message}")]
-    TokenRefused {
-        code: Arc<str>,
-        message: Arc<str>,
-        request_id: Option<Arc<str>>,
-    },
+    TokenRefused { code: Arc<str>, message: Arc<str>, request_id: Option<Arc<str>> },
     /// STS asks us to slow down.
     #[error("STS throttles: {code}: {message}")]
-    Throttled {
-        code: Arc<str>,
-        message: Arc<str>,
-        request_id: Option<Arc<str>>,
-    },
+    Throttled { code: Arc<str>, message: Arc<str>, request_id: Option<Arc<str>> },
     /// No answer, or none that can be used.
     #[error("STS is out of reach: {cause}")]
     Unreachable { cause: Arc<str> },
@@ -63,25 +51,13 @@ pub enum StsError {
 pub enum FetchError {
     /// STS will not give this role to this pod.
     #[error("STS denies: {code}: {message}")]
-    Denied {
-        code: Arc<str>,
-        message: Arc<str>,
-        request_id: Option<Arc<str>>,
-    },
+    Denied { code: Arc<str>, message: Arc<str>, request_id: Option<Arc<str>> },
     /// STS refused the token, and there was no newer one on disk or it was refused as well.
     #[error("STS refuses the token: {code}: {message}")]
-    TokenRefused {
-        code: Arc<str>,
-        message: Arc<str>,
-        request_id: Option<Arc<str>>,
-    },
+    TokenRefused { code: Arc<str>, message: Arc<str>, request_id: Option<Arc<str>> },
     /// STS asks the whole daemon to slow down.
     #[error("STS throttles: {code}: {message}")]
-    Throttled {
-        code: Arc<str>,
-        message: Arc<str>,
-        request_id: Option<Arc<str>>,
-    },
+    Throttled { code: Arc<str>, message: Arc<str>, request_id: Option<Arc<str>> },
     /// STS gave no answer, or none that can be used, or has not answered yet.
     #[error("STS is out of reach: {cause}")]
     Unreachable { cause: Arc<str> },
@@ -130,33 +106,13 @@ impl FetchError {
 impl From<StsError> for FetchError {
     fn from(error: StsError) -> Self {
         match error {
-            StsError::Denied {
-                code,
-                message,
-                request_id,
-            } => Self::Denied {
-                code,
-                message,
-                request_id,
-            },
-            StsError::TokenRefused {
-                code,
-                message,
-                request_id,
-            } => Self::TokenRefused {
-                code,
-                message,
-                request_id,
-            },
-            StsError::Throttled {
-                code,
-                message,
-                request_id,
-            } => Self::Throttled {
-                code,
-                message,
-                request_id,
-            },
+            StsError::Denied { code, message, request_id } => Self::Denied { code, message, request_id },
+            StsError::TokenRefused { code, message, request_id } => {
+                Self::TokenRefused { code, message, request_id }
+            }
+            StsError::Throttled { code, message, request_id } => {
+                Self::Throttled { code, message, request_id }
+            }
             StsError::Unreachable { cause } => Self::Unreachable { cause },
         }
     }

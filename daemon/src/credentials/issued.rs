@@ -52,19 +52,13 @@ impl Credentials {
     /// Where some client could not read the reply: a value that is empty or would need a JSON escape, a reply that
     /// is too long, or one that would be expired.
     pub fn new(issued: Issued, role: &RoleArn, issued_at: SystemTime) -> Result<Self, MalformedAnswer> {
-        let advertised_until = issued
-            .expires_at
-            .checked_sub(ADVERTISED_EARLIER)
-            .ok_or(MalformedAnswer::Expired)?;
+        let advertised_until =
+            issued.expires_at.checked_sub(ADVERTISED_EARLIER).ok_or(MalformedAnswer::Expired)?;
         if advertised_until <= issued_at {
             return Err(MalformedAnswer::Expired);
         }
-        let account_id = issued
-            .assumed_role_arn
-            .as_deref()
-            .and_then(account_of)
-            .unwrap_or(role.account())
-            .to_owned();
+        let account_id =
+            issued.assumed_role_arn.as_deref().and_then(account_of).unwrap_or(role.account()).to_owned();
         let reply = render(&[
             ("Code", "Success"),
             ("AccessKeyId", &issued.access_key_id),
@@ -161,17 +155,12 @@ fn render(fields: &[(&'static str, &str)]) -> Result<Bytes, MalformedAnswer> {
         if value.is_empty() {
             return Err(MalformedAnswer::Empty(name));
         }
-        if !value
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
-        {
+        if !value.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\') {
             return Err(MalformedAnswer::Illegal(name));
         }
     }
-    let length = 1 + fields
-        .iter()
-        .map(|(name, value)| name.len() + value.len() + "\"\":\"\",".len())
-        .sum::<usize>();
+    let length =
+        1 + fields.iter().map(|(name, value)| name.len() + value.len() + "\"\":\"\",".len()).sum::<usize>();
     if MAX_REPLY_LENGTH <= length {
         return Err(MalformedAnswer::TooLong(length));
     }
@@ -184,11 +173,7 @@ fn render(fields: &[(&'static str, &str)]) -> Result<Bytes, MalformedAnswer> {
         }
     }
     json.push(b'}');
-    debug_assert_eq!(
-        json.len(),
-        length,
-        "BUG: the reply's length is not what was counted"
-    );
+    debug_assert_eq!(json.len(), length, "BUG: the reply's length is not what was counted");
     Ok(Bytes::from_owner(json))
 }
 
@@ -233,20 +218,11 @@ mod tests {
 
     #[test]
     fn without_a_session_arn_the_account_is_the_roles() {
-        for arn in [
-            None,
-            Some("arn:aws:sts::44445555:assumed-role/x/y".to_owned()),
-            Some("nonsense".to_owned()),
-        ] {
-            let credentials = Credentials::new(
-                Issued {
-                    assumed_role_arn: arn,
-                    ..issued()
-                },
-                &role(),
-                NOW,
-            )
-            .unwrap();
+        for arn in
+            [None, Some("arn:aws:sts::44445555:assumed-role/x/y".to_owned()), Some("nonsense".to_owned())]
+        {
+            let credentials =
+                Credentials::new(Issued { assumed_role_arn: arn, ..issued() }, &role(), NOW).unwrap();
             assert_eq!(credentials.account_id(), "111122223333");
         }
     }
@@ -254,21 +230,12 @@ mod tests {
     #[test]
     fn what_some_client_could_not_read_is_no_reply() {
         check_refused(|i| i.access_key_id.clear(), MalformedAnswer::Empty("AccessKeyId"));
-        check_refused(
-            |i| i.secret_access_key.clear(),
-            MalformedAnswer::Empty("SecretAccessKey"),
-        );
+        check_refused(|i| i.secret_access_key.clear(), MalformedAnswer::Empty("SecretAccessKey"));
         check_refused(|i| i.session_token.clear(), MalformedAnswer::Empty("Token"));
-        check_refused(
-            |i| i.secret_access_key.push('"'),
-            MalformedAnswer::Illegal("SecretAccessKey"),
-        );
+        check_refused(|i| i.secret_access_key.push('"'), MalformedAnswer::Illegal("SecretAccessKey"));
         check_refused(|i| i.session_token.push('\\'), MalformedAnswer::Illegal("Token"));
         check_refused(|i| i.session_token.push('\n'), MalformedAnswer::Illegal("Token"));
-        check_refused(
-            |i| i.access_key_id.push('é'),
-            MalformedAnswer::Illegal("AccessKeyId"),
-        );
+        check_refused(|i| i.access_key_id.push('é'), MalformedAnswer::Illegal("AccessKeyId"));
         let rest =
             Credentials::new(issued(), &role(), NOW).unwrap().reply().len() - issued().session_token.len();
         check_refused(
@@ -276,29 +243,16 @@ mod tests {
             MalformedAnswer::TooLong(MAX_REPLY_LENGTH),
         );
         let longest = Zeroizing::new("t".repeat(MAX_REPLY_LENGTH - rest - 1));
-        let credentials = Credentials::new(
-            Issued {
-                session_token: longest,
-                ..issued()
-            },
-            &role(),
-            NOW,
-        )
-        .unwrap();
+        let credentials =
+            Credentials::new(Issued { session_token: longest, ..issued() }, &role(), NOW).unwrap();
         assert_eq!(credentials.reply().len(), MAX_REPLY_LENGTH - 1);
     }
 
     #[test]
     fn what_could_not_be_handed_out_any_more_is_refused() {
         check_refused(|i| i.expires_at = NOW, MalformedAnswer::Expired);
-        check_refused(
-            |i| i.expires_at = NOW - Duration::from_secs(1),
-            MalformedAnswer::Expired,
-        );
-        check_refused(
-            |i| i.expires_at = NOW + Duration::from_secs(60),
-            MalformedAnswer::Expired,
-        );
+        check_refused(|i| i.expires_at = NOW - Duration::from_secs(1), MalformedAnswer::Expired);
+        check_refused(|i| i.expires_at = NOW + Duration::from_secs(60), MalformedAnswer::Expired);
     }
 
     #[test]

@@ -93,18 +93,11 @@ impl CredentialManager {
         let key = request.key.clone();
         let now = self.shared.now();
         let mut table = self.shared.table();
-        let status = table.request(request, now).ok_or(TooManyRoles {
-            limit: self.shared.roles_per_pod,
-        })?;
+        let status = table.request(request, now).ok_or(TooManyRoles { limit: self.shared.roles_per_pod })?;
         let generation = table.generation(&key);
         drop(table);
         self.shared.wake.notify_one();
-        Ok(Pending {
-            shared: self.shared.clone(),
-            key,
-            generation,
-            status,
-        })
+        Ok(Pending { shared: self.shared.clone(), key, generation, status })
     }
 }
 

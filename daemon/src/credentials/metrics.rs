@@ -56,35 +56,33 @@ const OUTCOMES: [&str; 5] = ["ok", "denied", "token_refused", "throttled", "unre
 pub(super) struct InFlight(Gauge);
 
 impl Metrics {
-    /// Adds them to `registry`, under their full names.
-    pub fn register(&self, registry: &mut Registry) {
+    /// Registers the families.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        metrics.register_in(registry);
+        metrics
+    }
+
+    pub(super) fn register_in(&self, registry: &mut Registry) {
+        registry.register("credentials", "Credentials by state", self.credentials.clone());
+        registry.register("sts_requests", "Attempts with STS by outcome", self.sts_requests.clone());
         registry.register(
-            "rolecall_credentials",
-            "Credentials by state",
-            self.credentials.clone(),
-        );
-        registry.register(
-            "rolecall_sts_requests",
-            "Attempts with STS by outcome",
-            self.sts_requests.clone(),
-        );
-        registry.register(
-            "rolecall_sts_request_duration_seconds",
+            "sts_request_duration_seconds",
             "Time that STS took to answer one attempt",
             self.sts_duration.clone(),
         );
         registry.register(
-            "rolecall_sts_requests_in_flight",
+            "sts_requests_in_flight",
             "Attempts with STS that have no answer yet",
             self.sts_in_flight.clone(),
         );
         registry.register(
-            "rolecall_sts_concurrency_limit",
+            "sts_concurrency_limit",
             "Most attempts with STS at a time; lowered by throttling",
             self.sts_concurrency_limit.clone(),
         );
         registry.register(
-            "rolecall_token_wait_seconds",
+            "token_wait_seconds",
             "Time that a pod's token was waited for because it was not on disk yet",
             self.token_wait.clone(),
         );
@@ -104,9 +102,7 @@ impl Metrics {
             Err(StsError::Unreachable { .. }) => "unreachable",
         };
         self.sts_requests.get_or_create(&OutcomeLabel { outcome }).inc();
-        self.sts_duration
-            .get_or_create(&OutcomeLabel { outcome })
-            .observe(took.as_secs_f64());
+        self.sts_duration.get_or_create(&OutcomeLabel { outcome }).observe(took.as_secs_f64());
     }
 
     pub(super) fn concurrency_limit(&self, limit: usize) {
@@ -118,15 +114,9 @@ impl Metrics {
     }
 
     pub(super) fn set_counts(&self, counts: Counts) {
-        let states = [
-            ("valid", counts.valid),
-            ("pending", counts.pending),
-            ("failed", counts.failed),
-        ];
+        let states = [("valid", counts.valid), ("pending", counts.pending), ("failed", counts.failed)];
         for (state, count) in states {
-            self.credentials
-                .get_or_create(&StateLabel { state })
-                .set(gauge(count));
+            self.credentials.get_or_create(&StateLabel { state }).set(gauge(count));
         }
     }
 }
@@ -175,13 +165,9 @@ mod tests {
     #[test]
     fn the_metrics_have_the_names_that_operators_alert_on() {
         let metrics = Metrics::default();
-        let mut registry = Registry::default();
-        metrics.register(&mut registry);
-        metrics.set_counts(Counts {
-            valid: 3,
-            pending: 2,
-            failed: 1,
-        });
+        let mut registry = crate::metrics::registry();
+        metrics.register_in(&mut registry);
+        metrics.set_counts(Counts { valid: 3, pending: 2, failed: 1 });
         metrics.concurrency_limit(8);
         metrics.attempted(&Ok(()), Duration::from_millis(30));
         metrics.attempted::<()>(&Err(StsError::unreachable("timed out")), Duration::from_secs(15));
@@ -190,17 +176,17 @@ mod tests {
         let mut page = String::new();
         text::encode(&mut page, &registry).unwrap();
         for line in [
-            "rolecall_credentials{state=\"valid\"} 3",
-            "rolecall_credentials{state=\"pending\"} 2",
-            "rolecall_credentials{state=\"failed\"} 1",
-            "rolecall_sts_requests_total{outcome=\"ok\"} 1",
-            "rolecall_sts_requests_total{outcome=\"denied\"} 0",
-            "rolecall_sts_requests_total{outcome=\"token_refused\"} 0",
-            "rolecall_sts_requests_total{outcome=\"unreachable\"} 1",
-            "rolecall_sts_request_duration_seconds_bucket{le=\"0.05\",outcome=\"ok\"} 1",
-            "rolecall_sts_requests_in_flight 1",
-            "rolecall_sts_concurrency_limit 8",
-            "rolecall_token_wait_seconds_count 1",
+            "credentials{state=\"valid\"} 3",
+            "credentials{state=\"pending\"} 2",
+            "credentials{state=\"failed\"} 1",
+            "sts_requests_total{outcome=\"ok\"} 1",
+            "sts_requests_total{outcome=\"denied\"} 0",
+            "sts_requests_total{outcome=\"token_refused\"} 0",
+            "sts_requests_total{outcome=\"unreachable\"} 1",
+            "sts_request_duration_seconds_bucket{le=\"0.05\",outcome=\"ok\"} 1",
+            "sts_requests_in_flight 1",
+            "sts_concurrency_limit 8",
+            "token_wait_seconds_count 1",
         ] {
             assert!(page.contains(line), "no {line} in\n{page}");
         }

@@ -36,19 +36,8 @@ impl Pace {
     pub(super) fn new(most: usize, wake: Arc<Notify>, metrics: Metrics) -> Arc<Self> {
         let most = most.max(1);
         metrics.concurrency_limit(most);
-        let state = State {
-            limit: most,
-            in_flight: 0,
-            throttles: 0,
-            not_before: None,
-            slowed_at: None,
-        };
-        Arc::new(Self {
-            state: Mutex::new(state),
-            most,
-            wake,
-            metrics,
-        })
+        let state = State { limit: most, in_flight: 0, throttles: 0, not_before: None, slowed_at: None };
+        Arc::new(Self { state: Mutex::new(state), most, wake, metrics })
     }
 
     /// When the next exchange may begin; `None` while all places are taken.
@@ -139,10 +128,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         (0..16).for_each(|_| pace.throttled(began, Instant::now(), 1.0));
         assert_eq!(pace.state().limit, 8);
-        assert_eq!(
-            pace.free_at(Instant::now()),
-            Some(Instant::now() + Duration::from_millis(500))
-        );
+        assert_eq!(pace.free_at(Instant::now()), Some(Instant::now() + Duration::from_millis(500)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -37,20 +37,14 @@ const REFRESH_REMAINING: Duration = Duration::from_secs(30 * 60);
 pub(super) fn refresh_at(issued_at: SystemTime, expires_at: SystemTime, jitter: f64) -> SystemTime {
     let lifetime = expires_at.duration_since(issued_at).unwrap_or_default();
     let half = lifetime / 2;
-    let remaining = if REFRESH_REMAINING <= lifetime / 4 * 3 {
-        half.max(REFRESH_REMAINING)
-    } else {
-        half
-    };
+    let remaining = if REFRESH_REMAINING <= lifetime / 4 * 3 { half.max(REFRESH_REMAINING) } else { half };
     issued_at + (lifetime - remaining) + (lifetime / 12).mul_f64(jitter.clamp(0.0, 1.0))
 }
 
 /// Whether `credentials` are long-lived enough at `now` to be handed out although newer ones can be had.
 pub(super) fn is_above_floor(credentials: &Credentials, now: SystemTime) -> bool {
     let expires_at = credentials.expires_at();
-    let lifetime = expires_at
-        .duration_since(credentials.issued_at())
-        .unwrap_or_default();
+    let lifetime = expires_at.duration_since(credentials.issued_at()).unwrap_or_default();
     lifetime < SHORTEST_WITH_FLOOR || FLOOR <= expires_at.duration_since(now).unwrap_or_default()
 }
 
@@ -86,9 +80,7 @@ pub(super) fn throttle_pause(throttles: u32, jitter: f64) -> Duration {
 }
 
 fn doubling(first: Duration, longest: Duration, times: u32) -> Duration {
-    first
-        .saturating_mul(2_u32.saturating_pow(times.saturating_sub(1)))
-        .min(longest)
+    first.saturating_mul(2_u32.saturating_pow(times.saturating_sub(1))).min(longest)
 }
 
 #[cfg(test)]
@@ -106,10 +98,7 @@ mod tests {
     fn check_refresh(lifetime: u32, expect: (f64, f64)) {
         let expires_at = UNIX_EPOCH + lifetime * MINUTE;
         let remaining = |jitter| {
-            expires_at
-                .duration_since(refresh_at(UNIX_EPOCH, expires_at, jitter))
-                .unwrap()
-                .as_secs_f64()
+            expires_at.duration_since(refresh_at(UNIX_EPOCH, expires_at, jitter)).unwrap().as_secs_f64()
                 / 60.0
         };
         let is = (remaining(0.0), remaining(1.0));
@@ -144,14 +133,8 @@ mod tests {
 
     #[test]
     fn refusals_are_remembered_for_thirty_seconds_at_most() {
-        assert_eq!(
-            [1, 2, 3, 4, 99].map(|n| remember_refusal(n).as_secs()),
-            [5, 10, 20, 30, 30]
-        );
-        assert_eq!(
-            [1, 2, 3, 4, 99].map(|n| ask_again_in(n, 1.0).as_secs()),
-            [60, 120, 240, 300, 300]
-        );
+        assert_eq!([1, 2, 3, 4, 99].map(|n| remember_refusal(n).as_secs()), [5, 10, 20, 30, 30]);
+        assert_eq!([1, 2, 3, 4, 99].map(|n| ask_again_in(n, 1.0).as_secs()), [60, 120, 240, 300, 300]);
         assert_eq!([1, 2, 3, 4, 99].map(|n| ask_again_in(n, 0.0).as_secs()), [30; 5]);
     }
 

@@ -54,17 +54,11 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let place = match self.remove(key) {
             None => {
                 self.next_number += 1;
-                Place {
-                    priority,
-                    at,
-                    number: self.next_number,
-                }
+                Place { priority, at, number: self.next_number }
             }
-            Some(was) => Place {
-                priority: was.priority.max(priority),
-                at: was.at.min(at),
-                number: was.number,
-            },
+            Some(was) => {
+                Place { priority: was.priority.max(priority), at: was.at.min(at), number: was.number }
+            }
         };
         self.places.insert(key.clone(), place);
         self.keys.insert(place.number, key.clone());
@@ -103,8 +97,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         let place = self.places.remove(key)?;
         self.keys.remove(&place.number);
         self.later.remove(&(place.at, place.number));
-        self.due
-            .remove(&(Reverse(place.priority), place.at, place.number));
+        self.due.remove(&(Reverse(place.priority), place.at, place.number));
         Some(place)
     }
 }

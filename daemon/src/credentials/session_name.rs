@@ -27,10 +27,7 @@ pub struct SessionNameValues<'a> {
 /// Why a text is no template of session names, in words for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SessionNameError {
-    #[error(
-        "the session name's template is empty; the default is {}",
-        SessionNameTemplate::DEFAULT
-    )]
+    #[error("the session name's template is empty; the default is {}", SessionNameTemplate::DEFAULT)]
     Empty,
     #[error(
         "{{{0}}} is no placeholder; use {{cluster}}, {{namespace}}, {{pod}}, {{serviceAccount}} or {{node}}"
@@ -76,10 +73,7 @@ impl SessionNameTemplate {
         {
             return SessionName(full.into());
         }
-        let kept = full
-            .chars()
-            .map(|c| if legal(c) { c } else { '_' })
-            .take(MAX_LENGTH - 1 - HASH_LENGTH);
+        let kept = full.chars().map(|c| if legal(c) { c } else { '_' }).take(MAX_LENGTH - 1 - HASH_LENGTH);
         let name: String = kept.chain(['-']).chain(hash(&full).chars()).collect();
         SessionName(name.into())
     }
@@ -129,6 +123,20 @@ impl FromStr for SessionNameTemplate {
     }
 }
 
+/// As it was written.
+impl fmt::Display for SessionNameTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let placeholders = SessionNameValues {
+            cluster: "{cluster}",
+            namespace: "{namespace}",
+            pod: "{pod}",
+            service_account: "{serviceAccount}",
+            node: "{node}",
+        };
+        self.0.iter().try_for_each(|part| f.write_str(part.of(&placeholders)))
+    }
+}
+
 impl Part {
     fn of<'a>(&'a self, values: &SessionNameValues<'a>) -> &'a str {
         match self {
@@ -167,21 +175,13 @@ fn is_legal(c: char) -> bool {
 /// Whether `text` ends in a dash and as many lower-case hexadecimal digits as our hashes have.
 fn ends_like_a_hash(text: &str) -> bool {
     text.rsplit_once('-').is_some_and(|(_, end)| {
-        end.len() == HASH_LENGTH
-            && end
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        end.len() == HASH_LENGTH && end.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }
 
 fn hash(text: &str) -> String {
     let digest = digest::digest(&digest::SHA256, text.as_bytes());
-    digest
-        .as_ref()
-        .iter()
-        .take(HASH_LENGTH / 2)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    digest.as_ref().iter().take(HASH_LENGTH / 2).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -191,13 +191,7 @@ mod tests {
     use super::*;
 
     fn values<'a>(namespace: &'a str, pod: &'a str) -> SessionNameValues<'a> {
-        SessionNameValues {
-            cluster: "prod",
-            namespace,
-            pod,
-            service_account: "orders",
-            node: "ip-10-0-0-1",
-        }
+        SessionNameValues { cluster: "prod", namespace, pod, service_account: "orders", node: "ip-10-0-0-1" }
     }
 
     #[track_caller]
@@ -214,18 +208,10 @@ mod tests {
     #[test]
     fn every_placeholder_stands_for_its_value() {
         check(SessionNameTemplate::DEFAULT, "shop", "orders-0", "shop.orders-0");
-        check(
-            "{cluster}@{node}={serviceAccount}",
-            "shop",
-            "orders-0",
-            "prod@ip-10-0-0-1=orders",
-        );
+        check("{cluster}@{node}={serviceAccount}", "shop", "orders-0", "prod@ip-10-0-0-1=orders");
         check("fixed", "shop", "orders-0", "fixed");
         check("{pod}{pod}", "shop", "a", "aa");
-        assert_eq!(
-            SessionNameTemplate::DEFAULT.parse(),
-            Ok(SessionNameTemplate::default())
-        );
+        assert_eq!(SessionNameTemplate::DEFAULT.parse(), Ok(SessionNameTemplate::default()));
     }
 
     #[test]
@@ -238,21 +224,13 @@ mod tests {
         check_error("{namespace}/{pod}", SessionNameError::IllegalCharacter('/'));
         check_error("é{pod}", SessionNameError::IllegalCharacter('é'));
         let text = SessionNameError::UnknownPlaceholder("ns".to_owned()).to_string();
-        assert!(
-            text.starts_with("{ns} is no placeholder; use {cluster}"),
-            "{text}"
-        );
+        assert!(text.starts_with("{ns} is no placeholder; use {cluster}"), "{text}");
     }
 
     #[test]
     fn sixty_four_characters_stay_and_more_are_shortened_for_ever_in_the_same_way() {
         check("{pod}", "", &"p".repeat(64), &"p".repeat(64));
-        check(
-            "{pod}",
-            "",
-            &"p".repeat(65),
-            &format!("{}-6da5603b5b9c", "p".repeat(51)),
-        );
+        check("{pod}", "", &"p".repeat(65), &format!("{}-6da5603b5b9c", "p".repeat(51)));
         check("{pod}", "", "a", "a-ca978112ca1b");
         check("{pod}", "", "ordérs", "ord_rs-2ed482d2fd32");
     }

@@ -81,10 +81,7 @@ struct Entry {
 enum Phase {
     Idle,
     Fetching,
-    AwaitingToken {
-        since: Instant,
-        _ends_with_it: DropGuard,
-    },
+    AwaitingToken { since: Instant, _ends_with_it: DropGuard },
 }
 
 /// Whose work it is. Results come back with it, and are dropped where the entry is another by then.
@@ -120,10 +117,7 @@ pub(super) enum Consequence {
 
 impl Now {
     pub(super) fn of(clock: &Clock) -> Self {
-        Self {
-            wall: clock.now(),
-            at: Instant::now(),
-        }
+        Self { wall: clock.now(), at: Instant::now() }
     }
 }
 
@@ -142,22 +136,16 @@ impl Status {
     /// Credentials that are good to hand out; below the floor only where none better are to be had.
     pub(super) fn hand_out(&self, now: SystemTime) -> Option<&Arc<Credentials>> {
         let better_is_to_be_had = !self.is_best && self.failure.is_none();
-        self.valid(now)
-            .filter(|it| !better_is_to_be_had || policy::is_above_floor(it, now))
+        self.valid(now).filter(|it| !better_is_to_be_had || policy::is_above_floor(it, now))
     }
 
     /// Credentials that have not expired.
     pub(super) fn valid(&self, now: SystemTime) -> Option<&Arc<Credentials>> {
-        self.credentials
-            .as_ref()
-            .filter(|it| !self.gone && it.is_valid_at(now))
+        self.credentials.as_ref().filter(|it| !self.gone && it.is_valid_at(now))
     }
 
     fn remembered(&self, now: Instant) -> Option<&FetchError> {
-        self.remembered
-            .as_ref()
-            .filter(|(_, until)| now < *until)
-            .map(|(error, _)| error)
+        self.remembered.as_ref().filter(|(_, until)| now < *until).map(|(error, _)| error)
     }
 }
 
@@ -198,18 +186,8 @@ impl Table {
     /// `None` where the pod has as many keys as it may have. A pod that was just forgotten gets a status that says
     /// so: requests that were decided before are still on their way.
     pub(super) fn request(&mut self, request: SessionRequest, now: Now) -> Option<watch::Receiver<Status>> {
-        if self
-            .forgotten
-            .iter()
-            .any(|(at, pod)| now.at < *at + STAY_GONE && *pod == request.key.pod)
-        {
-            return Some(
-                watch::channel(Status {
-                    gone: true,
-                    ..Status::default()
-                })
-                .1,
-            );
+        if self.forgotten.iter().any(|(at, pod)| now.at < *at + STAY_GONE && *pod == request.key.pod) {
+            return Some(watch::channel(Status { gone: true, ..Status::default() }).1);
         }
         let key = request.key.clone();
         if let Some(entry) = self.entries.get_mut(&key) {
@@ -237,8 +215,7 @@ impl Table {
             Phase::Fetching => {}
             // A missing token is looked for anew: the wait for an old pod's looks rarely.
             Phase::Idle | Phase::AwaitingToken { .. } => {
-                self.queue
-                    .raise(key, Priority::RealTime, entry.retry_at.max(now.at));
+                self.queue.raise(key, Priority::RealTime, entry.retry_at.max(now.at));
             }
         }
     }
@@ -281,10 +258,7 @@ impl Table {
 
     /// Takes the result of a fetch.
     pub(super) fn finish(&mut self, ticket: &Ticket, fetched: Fetched, now: Now) -> Consequence {
-        let Some(entry) = self
-            .entries
-            .get_mut(&ticket.key)
-            .filter(|it| it.generation == ticket.generation)
+        let Some(entry) = self.entries.get_mut(&ticket.key).filter(|it| it.generation == ticket.generation)
         else {
             return Consequence::Dropped;
         };
@@ -298,22 +272,13 @@ impl Table {
             }
             Fetched::TokenMissing => {
                 entry.retry_at = now.at + policy::LOOK_FOR_TOKEN;
-                entry
-                    .status
-                    .send_modify(|status| status.failure = Some(FetchError::TokenMissing));
+                entry.status.send_modify(|status| status.failure = Some(FetchError::TokenMissing));
                 let alive = entry.alive.child_token();
                 let since = entry.awaited_since.take().unwrap_or(now.at);
-                entry.phase = Phase::AwaitingToken {
-                    since,
-                    _ends_with_it: alive.clone().drop_guard(),
-                };
-                let work = Work {
-                    alive,
-                    ..entry.work()
-                };
+                entry.phase = Phase::AwaitingToken { since, _ends_with_it: alive.clone().drop_guard() };
+                let work = Work { alive, ..entry.work() };
                 if !entry.is_warmed {
-                    self.queue
-                        .raise(&ticket.key, Priority::Background, now.at + policy::KEEP_UNASKED);
+                    self.queue.raise(&ticket.key, Priority::Background, now.at + policy::KEEP_UNASKED);
                 }
                 Consequence::AwaitToken(Box::new(work))
             }
@@ -336,10 +301,7 @@ impl Table {
 
     /// Takes the end of a wait for a token, and says how long it was. The fetch that follows reads the token.
     pub(super) fn token_came(&mut self, ticket: &Ticket, now: Now) -> Option<Duration> {
-        let entry = self
-            .entries
-            .get_mut(&ticket.key)
-            .filter(|it| it.generation == ticket.generation)?;
+        let entry = self.entries.get_mut(&ticket.key).filter(|it| it.generation == ticket.generation)?;
         let Phase::AwaitingToken { since, .. } = entry.phase else {
             return None;
         };
@@ -370,9 +332,7 @@ impl Table {
             }),
         };
         let until = now.at + policy::REMEMBER_UNAVAILABLE;
-        entry
-            .status
-            .send_modify(|status| status.remembered = Some((error.clone(), until)));
+        entry.status.send_modify(|status| status.remembered = Some((error.clone(), until)));
         error
     }
 
@@ -381,8 +341,7 @@ impl Table {
         for (key, entry) in &self.entries {
             let is_fresh = |status: &Status| status.credentials.is_some() && status.failure.is_none();
             if matches!(entry.phase, Phase::Idle) && is_fresh(&entry.status.borrow()) {
-                self.queue
-                    .raise(key, entry.priority(now), due(entry.refresh_at, now));
+                self.queue.raise(key, entry.priority(now), due(entry.refresh_at, now));
             }
         }
     }
@@ -409,9 +368,8 @@ impl Table {
         if keys.len() < self.roles_per_pod {
             return true;
         }
-        let abandoned = keys
-            .iter()
-            .find(|key| self.entries.get(key).is_some_and(|entry| entry.is_abandoned(now)));
+        let abandoned =
+            keys.iter().find(|key| self.entries.get(key).is_some_and(|entry| entry.is_abandoned(now)));
         abandoned.inspect(|key| self.remove(key)).is_some()
     }
 
@@ -443,10 +401,7 @@ impl Table {
         let Some(entry) = self.entries.remove(key) else {
             return;
         };
-        entry.status.send_replace(Status {
-            gone: true,
-            ..Status::default()
-        });
+        entry.status.send_replace(Status { gone: true, ..Status::default() });
         self.queue.forget(key);
         if let Some(keys) = self.by_pod.get_mut(&key.pod) {
             keys.retain(|it| it != key);
@@ -460,10 +415,7 @@ impl Table {
 impl Entry {
     fn work(&self) -> Work {
         Work {
-            ticket: Ticket {
-                key: self.request.key.clone(),
-                generation: self.generation,
-            },
+            ticket: Ticket { key: self.request.key.clone(), generation: self.generation },
             request: self.request.clone(),
             alive: self.alive.clone(),
         }

@@ -109,14 +109,7 @@ impl<S: Sts> Worker<S> {
         look_again_at
     }
 
-    fn fetch(
-        &mut self,
-        Work {
-            ticket,
-            request,
-            alive,
-        }: Work,
-    ) {
+    fn fetch(&mut self, Work { ticket, request, alive }: Work) {
         let fetcher = self.fetcher.clone();
         let place = self.pace.take();
         self.under_way.push(Box::pin(async move {
@@ -135,14 +128,7 @@ impl<S: Sts> Worker<S> {
     }
 
     /// Waits for a token beside the exchanges: a pod whose token never comes holds up nobody else.
-    fn await_token(
-        &mut self,
-        Work {
-            ticket,
-            request,
-            alive,
-        }: Work,
-    ) {
+    fn await_token(&mut self, Work { ticket, request, alive }: Work) {
         let fetcher = self.fetcher.clone();
         self.under_way.push(Box::pin(async move {
             match alive.run_until_cancelled(fetcher.wait_for_token(&request)).await {

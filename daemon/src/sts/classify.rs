@@ -42,14 +42,12 @@ pub(super) fn classify(error: &SdkFailure, token: &Token) -> StsError {
             StsError::unreachable(harmless(&cause, token))
         }
         SdkError::TimeoutError(_) => StsError::unreachable("timed out"),
-        SdkError::ResponseError(answer) => StsError::unreachable(format!(
-            "cannot read the answer with status {}",
-            answer.raw().status()
-        )),
-        SdkError::ConstructionFailure(_) => StsError::unreachable(harmless(
-            &format!("cannot make the request: {}", deepest(error)),
-            token,
-        )),
+        SdkError::ResponseError(answer) => {
+            StsError::unreachable(format!("cannot read the answer with status {}", answer.raw().status()))
+        }
+        SdkError::ConstructionFailure(_) => {
+            StsError::unreachable(harmless(&format!("cannot make the request: {}", deepest(error)), token))
+        }
         // The SDK may add kinds; none of them is an answer.
         _ => StsError::unreachable("the SDK failed"),
     }
@@ -69,11 +67,7 @@ impl Said<'_> {
         let request_id = self.request_id.filter(|id| is_request_id(id)).map(Arc::from);
         let Some(code) = code else {
             return match status {
-                429 => StsError::Throttled {
-                    code: "TooManyRequests".into(),
-                    message,
-                    request_id,
-                },
+                429 => StsError::Throttled { code: "TooManyRequests".into(), message, request_id },
                 200..300 => StsError::unreachable(format!("cannot read the answer with status {status}")),
                 // No error document of AWS: a proxy or a gateway spoke.
                 _ => StsError::unreachable(format!("status {status} without an error document of AWS")),
@@ -82,11 +76,9 @@ impl Said<'_> {
         let named = Arc::from(code);
         let unreachable = || StsError::unreachable(format!("status {status}: {code}: {message}"));
         match code {
-            _ if is_throttling(code) || status == 429 => StsError::Throttled {
-                code: named,
-                message,
-                request_id,
-            },
+            _ if is_throttling(code) || status == 429 => {
+                StsError::Throttled { code: named, message, request_id }
+            }
             _ if 500 <= status => unreachable(),
             "IDPCommunicationError"
             | "RequestTimeout"
@@ -97,17 +89,9 @@ impl Said<'_> {
             // STS could not fetch the cluster's keys: it passes, and the token is as good as any other.
             "InvalidIdentityToken" if message.contains("retrieve verification key") => unreachable(),
             "InvalidIdentityToken" | "ExpiredTokenException" | "ExpiredToken" | "IDPRejectedClaim" => {
-                StsError::TokenRefused {
-                    code: named,
-                    message,
-                    request_id,
-                }
+                StsError::TokenRefused { code: named, message, request_id }
             }
-            _ => StsError::Denied {
-                code: named,
-                message,
-                request_id,
-            },
+            _ => StsError::Denied { code: named, message, request_id },
         }
     }
 }
@@ -129,9 +113,7 @@ fn is_throttling(code: &str) -> bool {
 
 fn is_code(code: &str) -> bool {
     (1..=64).contains(&code.len())
-        && code
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_')
+        && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_')
 }
 
 fn is_request_id(id: &str) -> bool {
@@ -144,11 +126,7 @@ fn connection_cause(error: &ConnectorError) -> String {
         return "timed out while connecting".to_owned();
     }
     let chain: Vec<_> = chain(error).collect();
-    let kind = chain
-        .iter()
-        .rev()
-        .find_map(|error| error.downcast_ref::<io::Error>())
-        .map(io::Error::kind);
+    let kind = chain.iter().rev().find_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
     if chain.iter().any(|error| error.to_string() == "dns error") {
         return format!("cannot resolve the endpoint's name: {}", deepest(error));
     }
@@ -173,22 +151,12 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 
 /// `text` without anything of `token`, control characters and length. AWS's messages have none of these.
 fn harmless(text: &str, token: &Token) -> String {
-    let secrets = || {
-        token
-            .expose()
-            .split('.')
-            .filter(|part| MIN_SECRET_LENGTH <= part.len())
-    };
+    let secrets = || token.expose().split('.').filter(|part| MIN_SECRET_LENGTH <= part.len());
     let may_pass =
         |word: &str| word.len() < MAX_WORD_LENGTH && !secrets().any(|secret| word.contains(secret));
-    let text: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    let words: Vec<&str> = text
-        .split_whitespace()
-        .map(|word| if may_pass(word) { word } else { "…" })
-        .collect();
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let words: Vec<&str> =
+        text.split_whitespace().map(|word| if may_pass(word) { word } else { "…" }).collect();
     let mut text = words.join(" ");
     text.truncate(text.floor_char_boundary(MAX_MESSAGE_LENGTH));
     text

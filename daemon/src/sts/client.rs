@@ -122,10 +122,7 @@ impl StsClient {
         if let Some(endpoint) = config.endpoint {
             sdk = sdk.endpoint_url(endpoint);
         }
-        Ok(Self {
-            client: Client::from_conf(sdk.build()),
-            attempt_timeout: config.attempt_timeout,
-        })
+        Ok(Self { client: Client::from_conf(sdk.build()), attempt_timeout: config.attempt_timeout })
     }
 
     async fn ask(&self, request: &SessionRequest, token: &Token) -> Result<Issued, StsError> {
@@ -161,9 +158,8 @@ impl Sts for StsClient {
 
 fn issued(output: AssumeRoleWithWebIdentityOutput) -> Result<Issued, StsError> {
     let request_id = output.request_id().map(str::to_owned);
-    let credentials = output
-        .credentials
-        .ok_or_else(|| StsError::unreachable("the answer has no credentials"))?;
+    let credentials =
+        output.credentials.ok_or_else(|| StsError::unreachable("the answer has no credentials"))?;
     Ok(Issued {
         access_key_id: credentials.access_key_id,
         secret_access_key: Zeroizing::new(credentials.secret_access_key),
@@ -179,11 +175,7 @@ fn issued(output: AssumeRoleWithWebIdentityOutput) -> Result<Issued, StsError> {
 fn http_client(config: &StsConfig) -> Result<SharedHttpClient, StsConfigError> {
     let mut connector = Connector::builder()
         .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
-        .connector_settings(
-            HttpConnectorSettings::builder()
-                .connect_timeout(config.connect_timeout)
-                .build(),
-        )
+        .connector_settings(HttpConnectorSettings::builder().connect_timeout(config.connect_timeout).build())
         .pool_idle_timeout(KEEP_IDLE);
     connector.set_proxy_config(proxy(config)?);
     let connector = SharedHttpConnector::new(connector.build());
@@ -204,16 +196,8 @@ fn proxy(config: &StsConfig) -> Result<Option<ProxyConfig>, StsConfigError> {
         return Ok(None);
     }
     // As curl and everyone who follows it, a proxy without a scheme is spoken to in plain HTTP.
-    let url = if url.contains("://") {
-        url.to_owned()
-    } else {
-        format!("http://{url}")
-    };
-    let proxy = if is_plain {
-        ProxyConfig::http(url)
-    } else {
-        ProxyConfig::https(url)
-    };
+    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let proxy = if is_plain { ProxyConfig::http(url) } else { ProxyConfig::https(url) };
     let proxy = proxy.map_err(|_| StsConfigError::Proxy)?;
     Ok(Some(proxy.no_proxy(no_proxy)))
 }

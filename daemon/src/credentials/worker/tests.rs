@@ -117,15 +117,7 @@ impl Node {
         let (manager, worker) =
             CredentialManager::new(config, sts.clone(), tokens, clock.clone(), metrics.clone());
         let worker = spawn(worker.run(std::future::pending()));
-        Self {
-            manager,
-            sts,
-            metrics,
-            pods_dir,
-            stepped,
-            clock,
-            worker,
-        }
+        Self { manager, sts, metrics, pods_dir, stepped, clock, worker }
     }
 
     /// A node with one pod `a`, whose token is there and whose credentials are warm.
@@ -155,18 +147,12 @@ impl Node {
     }
 
     fn token_path(&self, pod: &str) -> PathBuf {
-        self.pods_dir
-            .path()
-            .join(pod)
-            .join("volumes/kubernetes.io~projected/rolecall-token/token")
+        self.pods_dir.path().join(pod).join("volumes/kubernetes.io~projected/rolecall-token/token")
     }
 
     /// Asks, and waits for the outcome for as long as the endpoint would: 20 s.
     async fn ask(&self, request: &SessionRequest) -> Result<Arc<Credentials>, FetchError> {
-        let mut pending = self
-            .manager
-            .request(request.clone())
-            .expect("the pod may have this role");
+        let mut pending = self.manager.request(request.clone()).expect("the pod may have this role");
         match tokio::time::timeout(20 * SECOND, pending.outcome()).await {
             Ok(outcome) => outcome,
             Err(_) => match pending.best() {
@@ -178,17 +164,12 @@ impl Node {
 
     /// A request that waits in a task of its own.
     fn asking(&self, request: &SessionRequest) -> JoinHandle<Result<Arc<Credentials>, FetchError>> {
-        let mut pending = self
-            .manager
-            .request(request.clone())
-            .expect("the pod may have this role");
+        let mut pending = self.manager.request(request.clone()).expect("the pod may have this role");
         spawn(async move { pending.outcome().await })
     }
 
     fn pending(&self, request: &SessionRequest) -> Pending {
-        self.manager
-            .request(request.clone())
-            .expect("the pod may have this role")
+        self.manager.request(request.clone()).expect("the pod may have this role")
     }
 
     /// What is known to a request at once, without a wait.
@@ -209,8 +190,8 @@ impl Node {
     /// The page of metrics, for one line of it.
     #[track_caller]
     fn check_metric(&self, line: &str) {
-        let mut registry = prometheus_client::registry::Registry::default();
-        self.metrics.register(&mut registry);
+        let mut registry = crate::metrics::registry();
+        self.metrics.register_in(&mut registry);
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
         assert!(page.lines().any(|it| it == line), "no {line} in\n{page}");
@@ -240,10 +221,7 @@ impl FakeSts {
 
     /// Seconds between the calls.
     fn gaps(&self) -> Vec<f64> {
-        self.calls()
-            .windows(2)
-            .map(|pair| (pair[1].at - pair[0].at).as_secs_f64())
-            .collect()
+        self.calls().windows(2).map(|pair| (pair[1].at - pair[0].at).as_secs_f64()).collect()
     }
 }
 
@@ -358,15 +336,8 @@ fn request(pod: &str, role: &str) -> SessionRequest {
         session_name: SessionNameTemplate::default().render(&values),
         duration: SessionDuration::from_seconds(3600).unwrap(),
     };
-    let volume = TokenVolume {
-        volume: "rolecall-token".into(),
-        path: "token".into(),
-    };
-    SessionRequest {
-        key,
-        pod: identity,
-        volumes: [volume].into(),
-    }
+    let volume = TokenVolume { volume: "rolecall-token".into(), path: "token".into() };
+    SessionRequest { key, pod: identity, volumes: [volume].into() }
 }
 
 /// Lets time pass, and everything happen that happens in it.

@@ -76,10 +76,7 @@ async fn giving_up_is_remembered_for_five_seconds_where_no_attempt_is_running() 
     };
     assert_eq!(&*cause, "connection refused");
     pass(4900 * SECOND / 1000).await;
-    assert!(matches!(
-        node.at_once(&request).await,
-        Some(Err(FetchError::Unreachable { .. }))
-    ));
+    assert!(matches!(node.at_once(&request).await, Some(Err(FetchError::Unreachable { .. }))));
     pass(SECOND / 5).await;
     assert!(node.at_once(&request).await.is_none());
 }
@@ -90,10 +87,7 @@ async fn what_was_given_up_is_there_as_soon_as_it_succeeds() {
     node.sts.always(throttled());
     let request = node.pod("a");
     node.manager.warm(request.clone());
-    assert!(matches!(
-        node.ask(&request).await,
-        Err(FetchError::Throttled { .. })
-    ));
+    assert!(matches!(node.ask(&request).await, Err(FetchError::Throttled { .. })));
     node.sts.always(Answer::Issue(HOUR));
     while node.manager.valid(&request.key).is_none() {
         pass(SECOND).await;
@@ -103,15 +97,10 @@ async fn what_was_given_up_is_there_as_soon_as_it_succeeds() {
 
 #[tokio::test(start_paused = true)]
 async fn giving_up_on_a_running_attempt_remembers_nothing_and_the_retry_waits_for_it() {
-    let node = Node::with(Config {
-        hedge_after: HOUR,
-        ..Config::default()
-    });
+    let node = Node::with(Config { hedge_after: HOUR, ..Config::default() });
     node.sts.always(after(25 * SECOND, Answer::Issue(HOUR)));
     let request = node.pod("a");
-    let Err(FetchError::Unreachable { cause }) = node.ask(&request).await else {
-        panic!("it is running")
-    };
+    let Err(FetchError::Unreachable { cause }) = node.ask(&request).await else { panic!("it is running") };
     assert_eq!(&*cause, "an attempt is still running");
     assert!(node.at_once(&request).await.is_none());
     assert_eq!(node.ask(&request).await.unwrap().access_key_id(), "ASIA1");
@@ -130,18 +119,12 @@ async fn a_refusal_is_remembered_for_longer_each_time_up_to_thirty_seconds() {
         assert!(matches!(node.ask(&request).await, Err(FetchError::Denied { .. })));
         assert_eq!(node.sts.count(), calls);
         pass(seconds * SECOND - SECOND / 10).await;
-        assert!(matches!(
-            node.at_once(&request).await,
-            Some(Err(FetchError::Denied { .. }))
-        ));
+        assert!(matches!(node.at_once(&request).await, Some(Err(FetchError::Denied { .. }))));
         assert_eq!(node.sts.count(), calls, "nobody asks while it is remembered");
         pass(SECOND / 5).await;
     }
     node.sts.always(Answer::Issue(HOUR));
-    assert!(
-        node.ask(&request).await.is_ok(),
-        "a mended trust policy is noticed by the next request"
-    );
+    assert!(node.ask(&request).await.is_ok(), "a mended trust policy is noticed by the next request");
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,17 +145,8 @@ async fn a_denied_pod_is_asked_for_again_in_the_background() {
 
 #[tokio::test(start_paused = true)]
 async fn a_typo_does_not_keep_a_place() {
-    let node = Node::with(Config {
-        roles_per_pod: 1,
-        ..Config::default()
-    });
-    node.sts.answers(|call| {
-        if call.role == "typo" {
-            denied()
-        } else {
-            Answer::Issue(HOUR)
-        }
-    });
+    let node = Node::with(Config { roles_per_pod: 1, ..Config::default() });
+    node.sts.answers(|call| if call.role == "typo" { denied() } else { Answer::Issue(HOUR) });
     let right = node.pod("a");
     assert!(node.ask(&request("a", "typo")).await.is_err());
     assert!(node.manager.request(right.clone()).is_err());
@@ -184,11 +158,7 @@ async fn a_typo_does_not_keep_a_place() {
 
 #[tokio::test(start_paused = true)]
 async fn a_typo_makes_room_even_while_all_places_with_sts_are_taken() {
-    let node = Node::with(Config {
-        roles_per_pod: 1,
-        concurrency: 1,
-        ..Config::default()
-    });
+    let node = Node::with(Config { roles_per_pod: 1, concurrency: 1, ..Config::default() });
     node.sts.answers(|call| match call.role.as_str() {
         "typo" => denied(),
         _ => after(10 * SECOND, Answer::Issue(HOUR)),
@@ -230,18 +200,9 @@ async fn an_answer_that_must_not_be_served_is_no_answer() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_an_exchange_fails_that_one_alone() {
     let node = Node::start();
-    node.sts.answers(|call| {
-        if call.pod == "bad" {
-            Answer::Panic
-        } else {
-            Answer::Issue(HOUR)
-        }
-    });
+    node.sts.answers(|call| if call.pod == "bad" { Answer::Panic } else { Answer::Issue(HOUR) });
     let bad = node.pod("bad");
-    assert!(matches!(
-        node.ask(&bad).await,
-        Err(FetchError::Unreachable { .. })
-    ));
+    assert!(matches!(node.ask(&bad).await, Err(FetchError::Unreachable { .. })));
     assert!(node.ask(&node.pod("a")).await.is_ok());
     node.sts.always(Answer::Issue(HOUR));
     pass(30 * SECOND).await;

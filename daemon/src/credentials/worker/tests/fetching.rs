@@ -56,11 +56,7 @@ async fn a_wait_can_be_broken_off_and_taken_up_again() {
     let request = node.pod("a");
     let mut pending = node.pending(&request);
     for _ in 0..4 {
-        assert!(
-            tokio::time::timeout(SECOND * 2 / 5, pending.outcome())
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(SECOND * 2 / 5, pending.outcome()).await.is_err());
     }
     assert_eq!(pending.outcome().await.unwrap().access_key_id(), "ASIA1");
     assert_eq!(node.sts.count(), 1);
@@ -82,28 +78,19 @@ async fn a_slow_sts_is_not_a_dead_one_and_gets_one_second_attempt() {
     node.sts.always(after(10 * SECOND, Answer::Issue(HOUR)));
     let request = node.pod("a");
     let began = Instant::now();
-    assert_eq!(
-        node.ask(&request).await.unwrap().access_key_id(),
-        "ASIA1",
-        "the first attempt won"
-    );
+    assert_eq!(node.ask(&request).await.unwrap().access_key_id(), "ASIA1", "the first attempt won");
     assert_eq!(began.elapsed(), 10 * SECOND);
     assert_eq!(node.sts.gaps(), [3.0]);
     pass(MINUTE).await;
     assert_eq!(node.sts.count(), 2);
-    assert_eq!(
-        node.sts.0.out.load(Ordering::SeqCst),
-        0,
-        "the attempt that lost is over"
-    );
+    assert_eq!(node.sts.0.out.load(Ordering::SeqCst), 0, "the attempt that lost is over");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_second_attempt_wins_when_it_answers_first() {
     let node = Node::start();
     let mut delays = [14 * SECOND, SECOND].into_iter();
-    node.sts
-        .answers(move |_| after(delays.next().unwrap(), Answer::Issue(HOUR)));
+    node.sts.answers(move |_| after(delays.next().unwrap(), Answer::Issue(HOUR)));
     let request = node.pod("a");
     let began = Instant::now();
     assert_eq!(node.ask(&request).await.unwrap().access_key_id(), "ASIA2");
@@ -113,19 +100,11 @@ async fn the_second_attempt_wins_when_it_answers_first() {
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_got_no_answer_leaves_it_to_the_other() {
     let node = Node::start();
-    let mut answers = [
-        after(14 * SECOND, Answer::Issue(HOUR)),
-        after(SECOND, unreachable()),
-    ]
-    .into_iter();
+    let mut answers = [after(14 * SECOND, Answer::Issue(HOUR)), after(SECOND, unreachable())].into_iter();
     node.sts.answers(move |_| answers.next().unwrap());
     assert_eq!(node.ask(&node.pod("a")).await.unwrap().access_key_id(), "ASIA1");
 
-    let mut answers = [
-        after(4 * SECOND, unreachable()),
-        after(6 * SECOND, Answer::Issue(HOUR)),
-    ]
-    .into_iter();
+    let mut answers = [after(4 * SECOND, unreachable()), after(6 * SECOND, Answer::Issue(HOUR))].into_iter();
     node.sts.answers(move |_| answers.next().unwrap());
     assert_eq!(node.ask(&node.pod("b")).await.unwrap().access_key_id(), "ASIA4");
 }
@@ -160,23 +139,14 @@ async fn a_refused_token_that_is_the_newest_is_remembered_as_refused() {
     let node = Node::start();
     node.sts.always(token_refused());
     let request = node.pod("a");
-    assert!(matches!(
-        node.ask(&request).await,
-        Err(FetchError::TokenRefused { .. })
-    ));
-    assert!(matches!(
-        node.at_once(&request).await,
-        Some(Err(FetchError::TokenRefused { .. }))
-    ));
+    assert!(matches!(node.ask(&request).await, Err(FetchError::TokenRefused { .. })));
+    assert!(matches!(node.at_once(&request).await, Some(Err(FetchError::TokenRefused { .. }))));
     assert_eq!(node.sts.count(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_whose_token_never_comes_holds_up_nobody() {
-    let node = Node::with(Config {
-        concurrency: 1,
-        ..Config::default()
-    });
+    let node = Node::with(Config { concurrency: 1, ..Config::default() });
     let late = request("late", "orders");
     node.manager.warm(late.clone());
     pass(SECOND).await;
@@ -218,26 +188,17 @@ async fn a_request_for_a_missing_token_is_told_so_after_its_wait() {
     let node = Node::start();
     let late = request("late", "orders");
     assert!(matches!(node.ask(&late).await, Err(FetchError::TokenMissing)));
-    assert!(
-        matches!(node.at_once(&late).await, Some(Err(FetchError::TokenMissing))),
-        "it is remembered"
-    );
+    assert!(matches!(node.at_once(&late).await, Some(Err(FetchError::TokenMissing))), "it is remembered");
     node.write_token("late", "at last");
     pass(5 * SECOND).await;
-    assert!(
-        matches!(node.at_once(&late).await, Some(Ok(_))),
-        "the wait went on"
-    );
+    assert!(matches!(node.at_once(&late).await, Some(Ok(_))), "the wait went on");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_unusable_token_is_an_outcome() {
     let node = Node::start();
     node.write_token("a", &"x".repeat(17 * 1024));
-    assert!(matches!(
-        node.ask(&request("a", "orders")).await,
-        Err(FetchError::TokenUnusable(_))
-    ));
+    assert!(matches!(node.ask(&request("a", "orders")).await, Err(FetchError::TokenUnusable(_))));
     assert_eq!(node.sts.count(), 0);
 }
 
@@ -279,10 +240,7 @@ async fn a_pod_is_forgotten_with_all_its_roles_and_at_once() {
 async fn a_request_decided_before_its_pod_was_forgotten_does_not_bring_it_back() {
     let (node, request) = Node::with_warm_pod().await;
     node.manager.forget(&request.key.pod);
-    assert!(matches!(
-        node.at_once(&request).await,
-        Some(Err(FetchError::PodGone))
-    ));
+    assert!(matches!(node.at_once(&request).await, Some(Err(FetchError::PodGone))));
     assert!(matches!(node.pending(&request).give_up(), FetchError::PodGone));
     pass(MINUTE).await;
     assert_eq!(node.sts.count(), 1);
@@ -304,10 +262,7 @@ async fn a_wait_for_a_token_ends_with_its_pod() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_may_ask_for_so_many_roles_and_no_more() {
-    let node = Node::with(Config {
-        roles_per_pod: 2,
-        ..Config::default()
-    });
+    let node = Node::with(Config { roles_per_pod: 2, ..Config::default() });
     let own = node.pod("a");
     node.ask(&own).await.unwrap();
     node.ask(&request("a", "second")).await.unwrap();
@@ -318,10 +273,7 @@ async fn a_pod_may_ask_for_so_many_roles_and_no_more() {
     let warmed = request("a", "annotated");
     node.manager.warm(warmed.clone());
     pass(SECOND).await;
-    assert!(
-        node.manager.valid(&warmed.key).is_some(),
-        "the pod's own role is never refused"
-    );
+    assert!(node.manager.valid(&warmed.key).is_some(), "the pod's own role is never refused");
 }
 
 #[tokio::test(start_paused = true)]
@@ -351,10 +303,7 @@ async fn an_issuance_is_one_line_of_the_audit_and_no_secret_is_written() {
     node.sts.always(denied());
     drop(node.ask(&super::request("a", "billing")).await);
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let audit: Vec<_> = text
-        .lines()
-        .filter(|line| line.contains("rolecall::audit"))
-        .collect();
+    let audit: Vec<_> = text.lines().filter(|line| line.contains("rolecall::audit")).collect();
     let [line] = audit[..] else { panic!("{text}") };
     for part in [
         "INFO",
@@ -369,13 +318,7 @@ async fn an_issuance_is_one_line_of_the_audit_and_no_secret_is_written() {
         assert!(line.contains(part), "no {part} in {line}");
     }
     let refusal = text.lines().find(|line| line.contains("WARN")).unwrap();
-    for part in [
-        "pod=shop/a",
-        "role/billing",
-        "AccessDenied",
-        "Not authorized",
-        "request-denied",
-    ] {
+    for part in ["pod=shop/a", "role/billing", "AccessDenied", "Not authorized", "request-denied"] {
         assert!(refusal.contains(part), "no {part} in {refusal}");
     }
     for secret in ["token-of-a", "secret-key", "session-token", "ASIA1"] {

@@ -15,30 +15,19 @@ async fn no_more_exchanges_are_out_than_configured() {
 
 #[tokio::test(start_paused = true)]
 async fn second_attempts_count_among_the_exchanges() {
-    let node = Node::with(Config {
-        concurrency: 4,
-        ..Config::default()
-    });
+    let node = Node::with(Config { concurrency: 4, ..Config::default() });
     node.sts.always(after(10 * SECOND, Answer::Issue(HOUR)));
     for n in 0..3 {
         node.manager.warm(node.pod(&format!("pod-{n}")));
     }
     pass(9 * SECOND).await;
-    assert_eq!(
-        node.sts.count(),
-        4,
-        "one of three found a place for its second attempt"
-    );
+    assert_eq!(node.sts.count(), 4, "one of three found a place for its second attempt");
     assert_eq!(node.sts.0.most_out.load(Ordering::SeqCst), 4);
 }
 
 #[tokio::test(start_paused = true)]
 async fn requests_come_before_warming_and_warming_before_refreshing() {
-    let node = Node::with(Config {
-        concurrency: 1,
-        hedge_after: HOUR,
-        ..Config::default()
-    });
+    let node = Node::with(Config { concurrency: 1, hedge_after: HOUR, ..Config::default() });
     let refreshed = node.pod("refreshed");
     node.manager.warm(refreshed.clone());
     pass(29 * MINUTE).await;
@@ -52,34 +41,20 @@ async fn requests_come_before_warming_and_warming_before_refreshing() {
     node.manager.warm(node.pod("warmed-1"));
     node.manager.warm(node.pod("warmed-2"));
     pass(SECOND).await;
-    let asked = [
-        node.asking(&node.pod("asked-1")),
-        node.asking(&node.pod("asked-2")),
-    ];
+    let asked = [node.asking(&node.pod("asked-1")), node.asking(&node.pod("asked-2"))];
     for waiter in asked {
         waiter.await.unwrap().unwrap();
     }
     pass(10 * SECOND).await;
     assert_eq!(
         node.sts.pods(),
-        [
-            "refreshed",
-            "slow",
-            "asked-1",
-            "asked-2",
-            "warmed-1",
-            "warmed-2",
-            "refreshed"
-        ]
+        ["refreshed", "slow", "asked-1", "asked-2", "warmed-1", "warmed-2", "refreshed"]
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_hurries_what_was_only_being_warmed() {
-    let node = Node::with(Config {
-        concurrency: 1,
-        ..Config::default()
-    });
+    let node = Node::with(Config { concurrency: 1, ..Config::default() });
     node.sts.always(after(SECOND, Answer::Issue(HOUR)));
     let pods = ["first", "second", "third"].map(|name| node.pod(name));
     pods.iter().for_each(|pod| node.manager.warm(pod.clone()));

@@ -10,17 +10,10 @@ async fn a_refresh_happens_beside_and_swaps_when_it_is_there() {
         pass(SECOND).await;
     }
     let refreshed_at = node.sts.calls()[1].at;
-    assert!(
-        (30 * MINUTE..=36 * MINUTE).contains(&refreshed_at),
-        "{refreshed_at:?}"
-    );
+    assert!((30 * MINUTE..=36 * MINUTE).contains(&refreshed_at), "{refreshed_at:?}");
     let held = node.manager.valid(&request.key).unwrap();
     assert_eq!(held.access_key_id(), "ASIA1");
-    assert_eq!(
-        node.ask(&request).await.unwrap().access_key_id(),
-        "ASIA1",
-        "nobody waits for a refresh"
-    );
+    assert_eq!(node.ask(&request).await.unwrap().access_key_id(), "ASIA1", "nobody waits for a refresh");
     pass(10 * SECOND).await;
     assert_eq!(node.manager.valid(&request.key).unwrap().access_key_id(), "ASIA2");
 }
@@ -30,20 +23,10 @@ async fn what_is_warm_stays_warm_for_a_day() {
     let (node, request) = Node::with_warm_pod().await;
     for _ in 0..24 * 60 {
         pass(MINUTE).await;
-        let left = node
-            .manager
-            .valid(&request.key)
-            .unwrap()
-            .expires_at()
-            .duration_since(node.now())
-            .unwrap();
+        let left = node.manager.valid(&request.key).unwrap().expires_at().duration_since(node.now()).unwrap();
         assert!(20 * MINUTE < left, "{left:?}");
     }
-    assert!(
-        (24 * 60 / 36..=24 * 60 / 29).contains(&node.sts.count()),
-        "{}",
-        node.sts.count()
-    );
+    assert!((24 * 60 / 36..=24 * 60 / 29).contains(&node.sts.count()), "{}", node.sts.count());
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,10 +51,7 @@ async fn a_failed_refresh_costs_nothing_until_the_advertised_expiry() {
     let last = node.manager.valid(&request.key).unwrap();
     assert!(node.now() < last.advertised_until());
     pass(advertised_until.duration_since(node.now()).unwrap()).await;
-    assert!(
-        node.manager.valid(&request.key).is_none(),
-        "nothing is handed out once that moment has come"
-    );
+    assert!(node.manager.valid(&request.key).is_none(), "nothing is handed out once that moment has come");
     assert!(node.pending(&request).best().is_none());
     assert!(node.at_once(&request).await.is_none());
     node.check_metric("rolecall_sts_requests_total{outcome=\"denied\"} 0");
@@ -128,11 +108,7 @@ async fn below_the_floor_a_request_gets_fresh_ones_while_sts_is_healthy() {
     assert!(node.manager.valid(&request.key).is_none());
     let mut pending = node.pending(&request);
     assert!(tokio::time::timeout(SECOND, pending.outcome()).await.is_err());
-    assert_eq!(
-        pending.best().unwrap().access_key_id(),
-        "ASIA1",
-        "better than nothing when the wait ends"
-    );
+    assert_eq!(pending.best().unwrap().access_key_id(), "ASIA1", "better than nothing when the wait ends");
     assert_eq!(pending.outcome().await.unwrap().access_key_id(), "ASIA2");
 }
 
@@ -169,11 +145,7 @@ async fn nothing_is_replaced_by_what_expires_earlier() {
     node.sts.always(Answer::Issue(15 * MINUTE));
     pass(45 * MINUTE).await;
     assert!(1 < node.sts.count());
-    assert_eq!(
-        node.manager.valid(&request.key).unwrap().access_key_id(),
-        "ASIA1",
-        "though below the floor"
-    );
+    assert_eq!(node.manager.valid(&request.key).unwrap().access_key_id(), "ASIA1", "though below the floor");
     pass(15 * MINUTE).await;
     assert_ne!(
         node.manager.valid(&request.key).unwrap().access_key_id(),
@@ -187,8 +159,5 @@ async fn a_token_that_has_gone_does_not_take_valid_credentials_with_it() {
     let (node, request) = Node::with_warm_pod().await;
     node.remove_token("a");
     pass(55 * MINUTE).await;
-    assert!(
-        node.manager.valid(&request.key).is_some(),
-        "a pod that is draining still needs them"
-    );
+    assert!(node.manager.valid(&request.key).is_some(), "a pod that is draining still needs them");
 }
