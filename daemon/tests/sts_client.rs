@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     io::{self, Write},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -139,6 +139,7 @@ fn config(endpoint: Option<Url>) -> StsConfig {
 }
 
 async fn ask(config: StsConfig) -> Result<Issued, StsError> {
+    log();
     StsClient::new(config).unwrap().assume_role_with_web_identity(&request(), &Token::new(TOKEN)).await
 }
 
@@ -430,7 +431,22 @@ fn a_setting_that_no_client_can_be_made_with_is_refused() {
     assert!(StsClient::new(StsConfig { proxy: proxy(" "), ..config(None) }).is_ok(), "empty is none");
 }
 
-/// Everything that is logged, at every level.
+#[tokio::test]
+async fn not_even_the_sdks_own_trace_has_a_secret_in_it() {
+    assert!(ask_server(200, success()).await.is_ok());
+    assert!(ask_server(403, failure("AccessDenied", "no")).await.is_err());
+    assert!(ask_server(200, "<html>").await.is_err());
+    let text = String::from_utf8(log().0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("transmitting request"), "the trace is on");
+    for secret in [TOKEN, "secret/key", "session/token", "ASIAEXAMPLE"] {
+        let as_bytes = format!("{:?}", secret.as_bytes());
+        let as_bytes = as_bytes.trim_matches(['[', ']']);
+        let line = text.lines().find(|line| line.contains(secret) || line.contains(as_bytes));
+        assert_eq!(line, None, "{secret}");
+    }
+}
+
+/// Everything that is logged while these tests run, at every level.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -444,25 +460,17 @@ impl Write for Log {
     }
 }
 
-#[tokio::test]
-async fn not_even_the_sdks_own_trace_has_a_secret_in_it() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    assert!(ask_server(200, success()).await.is_ok());
-    assert!(ask_server(403, failure("AccessDenied", "no")).await.is_err());
-    assert!(ask_server(200, "<html>").await.is_err());
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    assert!(text.contains("transmitting request"), "the trace is on");
-    for secret in [TOKEN, "secret/key", "session/token", "ASIAEXAMPLE"] {
-        let as_bytes = format!("{:?}", secret.as_bytes());
-        let as_bytes = as_bytes.trim_matches(['[', ']']);
-        let line = text.lines().find(|line| line.contains(secret) || line.contains(as_bytes));
-        assert_eq!(line, None, "{secret}");
-    }
+/// The log of this process: the SDK works on threads of its own, too.
+fn log() -> &'static Log {
+    static LOG: LazyLock<Log> = LazyLock::new(|| {
+        let log = Log::default();
+        let writer = log.clone();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .init();
+        log
+    });
+    &LOG
 }

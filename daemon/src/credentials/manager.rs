@@ -70,6 +70,8 @@ impl CredentialManager {
     }
 
     /// Forgets everything of `pod`, which is finished or gone; whoever waits gets [`FetchError::PodGone`].
+    ///
+    /// To be called for every pod that goes, warmed or not: its requests may have asked for roles.
     pub fn forget(&self, pod: &PodUid) {
         let now = self.shared.now();
         self.shared.table().forget(pod, now);
@@ -93,10 +95,14 @@ impl CredentialManager {
         let key = request.key.clone();
         let now = self.shared.now();
         let mut table = self.shared.table();
-        let status = table.request(request, now).ok_or(TooManyRoles { limit: self.shared.roles_per_pod })?;
+        let limit = self.shared.roles_per_pod;
+        let status = table.request(request, now).ok_or(TooManyRoles { limit })?;
         let generation = table.generation(&key);
+        let hurried = table.ask(&key, now);
         drop(table);
-        self.shared.wake.notify_one();
+        if hurried {
+            self.shared.wake.notify_one();
+        }
         Ok(Pending { shared: self.shared.clone(), key, generation, status })
     }
 }
@@ -116,8 +122,10 @@ impl Pending {
                 // A failure that was remembered when the request came may have been forgotten since.
                 asked = true;
                 let now = self.shared.now();
-                self.shared.table().ask(&self.key, now);
-                self.shared.wake.notify_one();
+                let hurried = self.shared.table().ask(&self.key, now);
+                if hurried {
+                    self.shared.wake.notify_one();
+                }
             }
             if self.status.changed().await.is_err() {
                 return Err(FetchError::PodGone);

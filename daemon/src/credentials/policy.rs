@@ -56,7 +56,7 @@ pub(super) fn retry_in(failures: u32, longest: Duration, jitter: f64) -> Duratio
 
 /// Longest wait between attempts to replace credentials of which `remaining` is left: well before they expire.
 pub(super) fn longest_retry(remaining: Duration) -> Duration {
-    RETRY_REFRESH.min(remaining / 4)
+    (remaining / 4).clamp(RETRY_WAITED_FOR, RETRY_REFRESH)
 }
 
 /// How long the `refusals`-th refusal in a row is remembered: 5 s, doubling up to 30 s, so that a trust policy

@@ -89,6 +89,11 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn contains(&self, key: &K) -> bool {
+        self.places.contains_key(key)
+    }
+
     pub(super) fn forget(&mut self, key: &K) {
         self.remove(key);
     }

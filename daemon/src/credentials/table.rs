@@ -1,5 +1,7 @@
 //! Who holds what: the one table of credentials, and every decision about them.
 
+mod entry;
+
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -7,7 +9,10 @@ use std::{
 };
 
 use tokio::{sync::watch, time::Instant};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
+
+pub(super) use self::entry::Status;
+use self::entry::{Entry, Phase};
 
 use super::{
     CredentialKey, Credentials, SessionRequest,
@@ -28,19 +33,6 @@ pub(super) struct Now {
     pub(super) at: Instant,
 }
 
-/// What is known of a key, as its waiters see it.
-#[derive(Clone, Default)]
-pub(super) struct Status {
-    credentials: Option<Arc<Credentials>>,
-    /// STS issued again and gave nothing that lasts longer, so waiting for better is in vain.
-    is_best: bool,
-    /// Why the last finished attempt failed.
-    failure: Option<FetchError>,
-    /// The failure that requests are told at once, and until when.
-    remembered: Option<(FetchError, Instant)>,
-    gone: bool,
-}
-
 /// All keys, and what is to be done for them when.
 ///
 /// Invariant: a key that is neither being fetched nor waiting for its token is in the queue.
@@ -51,37 +43,6 @@ pub(super) struct Table {
     forgotten: Vec<(Instant, PodUid)>,
     next_generation: u64,
     roles_per_pod: usize,
-}
-
-struct Entry {
-    /// Tells this entry from a later one of the same key.
-    generation: u64,
-    request: SessionRequest,
-    /// Wanted by the pod itself, not only by a request; kept until forgotten.
-    is_warmed: bool,
-    /// The last time that a request wanted it.
-    asked_at: Instant,
-    phase: Phase,
-    /// Since when the token has been waited for, while it is looked for anew.
-    awaited_since: Option<Instant>,
-    status: watch::Sender<Status>,
-    /// When to refresh what is valid.
-    refresh_at: SystemTime,
-    /// The soonest that a waiting request may have the next attempt.
-    retry_at: Instant,
-    /// Transient failures in a row.
-    failures: u32,
-    /// Refusals in a row.
-    refusals: u32,
-    /// Ends whatever is under way for this entry when it goes.
-    alive: CancellationToken,
-    _ends_with_it: DropGuard,
-}
-
-enum Phase {
-    Idle,
-    Fetching,
-    AwaitingToken { since: Instant, _ends_with_it: DropGuard },
 }
 
 /// Whose work it is. Results come back with it, and are dropped where the entry is another by then.
@@ -121,34 +82,6 @@ impl Now {
     }
 }
 
-impl Status {
-    /// What a request gets without waiting.
-    pub(super) fn outcome(&self, now: Now) -> Option<Result<Arc<Credentials>, FetchError>> {
-        if self.gone {
-            return Some(Err(FetchError::PodGone));
-        }
-        if let Some(credentials) = self.hand_out(now.wall) {
-            return Some(Ok(credentials.clone()));
-        }
-        self.remembered(now.at).map(|error| Err(error.clone()))
-    }
-
-    /// Credentials that are good to hand out; below the floor only where none better are to be had.
-    pub(super) fn hand_out(&self, now: SystemTime) -> Option<&Arc<Credentials>> {
-        let better_is_to_be_had = !self.is_best && self.failure.is_none();
-        self.valid(now).filter(|it| !better_is_to_be_had || policy::is_above_floor(it, now))
-    }
-
-    /// Credentials that have not expired.
-    pub(super) fn valid(&self, now: SystemTime) -> Option<&Arc<Credentials>> {
-        self.credentials.as_ref().filter(|it| !self.gone && it.is_valid_at(now))
-    }
-
-    fn remembered(&self, now: Instant) -> Option<&FetchError> {
-        self.remembered.as_ref().filter(|(_, until)| now < *until).map(|(error, _)| error)
-    }
-}
-
 impl Table {
     pub(super) fn new(roles_per_pod: usize) -> Self {
         Self {
@@ -181,13 +114,13 @@ impl Table {
         }
     }
 
-    /// Wants credentials for `request` because a request of the pod waits for them.
+    /// Holds a place for `request`, a request of the pod for credentials. [`Table::ask`] hurries them.
     ///
     /// `None` where the pod has as many keys as it may have. A pod that was just forgotten gets a status that says
     /// so: requests that were decided before are still on their way.
     pub(super) fn request(&mut self, request: SessionRequest, now: Now) -> Option<watch::Receiver<Status>> {
         if self.forgotten.iter().any(|(at, pod)| now.at < *at + STAY_GONE && *pod == request.key.pod) {
-            return Some(watch::channel(Status { gone: true, ..Status::default() }).1);
+            return Some(watch::channel(Status::gone()).1);
         }
         let key = request.key.clone();
         if let Some(entry) = self.entries.get_mut(&key) {
@@ -197,25 +130,24 @@ impl Table {
         } else {
             return None;
         }
-        let status = self.entries.get(&key)?.status.subscribe();
-        self.ask(&key, now);
-        Some(status)
+        self.entries.get(&key).map(|entry| entry.status.subscribe())
     }
 
-    /// Hurries the next attempt for `key`, where a request would wait for it.
-    pub(super) fn ask(&mut self, key: &CredentialKey, now: Now) {
+    /// Hurries the next attempt for `key`, where a request would wait for it, and says whether it did.
+    pub(super) fn ask(&mut self, key: &CredentialKey, now: Now) -> bool {
         let Some(entry) = self.entries.get_mut(key) else {
-            return;
+            return false;
         };
         entry.asked_at = now.at;
         if entry.status.borrow().outcome(now).is_some() {
-            return;
+            return false;
         }
         match entry.phase {
-            Phase::Fetching => {}
+            Phase::Fetching => false,
             // A missing token is looked for anew: the wait for an old pod's looks rarely.
             Phase::Idle | Phase::AwaitingToken { .. } => {
                 self.queue.raise(key, Priority::RealTime, entry.retry_at.max(now.at));
+                true
             }
         }
     }
@@ -292,7 +224,7 @@ impl Table {
             Fetched::Failed(error) => {
                 let at = entry.refuse(error, now);
                 let failures = entry.refusals;
-                let priority = entry.priority(now);
+                let priority = entry.priority_unasked(now);
                 self.queue.raise(&ticket.key, priority, at);
                 Consequence::Settled { failures }
             }
@@ -375,23 +307,8 @@ impl Table {
 
     fn insert(&mut self, request: SessionRequest, is_warmed: bool, now: Now) {
         self.next_generation += 1;
-        let alive = CancellationToken::new();
         let key = request.key.clone();
-        let entry = Entry {
-            generation: self.next_generation,
-            request,
-            is_warmed,
-            asked_at: now.at,
-            phase: Phase::Idle,
-            awaited_since: None,
-            status: watch::Sender::new(Status::default()),
-            refresh_at: now.wall,
-            retry_at: now.at,
-            failures: 0,
-            refusals: 0,
-            _ends_with_it: alive.clone().drop_guard(),
-            alive,
-        };
+        let entry = Entry::new(self.next_generation, request, is_warmed, now);
         self.queue.raise(&key, Priority::Warmup, now.at);
         self.by_pod.entry(key.pod.clone()).or_default().push(key.clone());
         self.entries.insert(key, entry);
@@ -401,7 +318,7 @@ impl Table {
         let Some(entry) = self.entries.remove(key) else {
             return;
         };
-        entry.status.send_replace(Status { gone: true, ..Status::default() });
+        entry.status.send_replace(Status::gone());
         self.queue.forget(key);
         if let Some(keys) = self.by_pod.get_mut(&key.pod) {
             keys.retain(|it| it != key);
@@ -412,106 +329,10 @@ impl Table {
     }
 }
 
-impl Entry {
-    fn work(&self) -> Work {
-        Work {
-            ticket: Ticket { key: self.request.key.clone(), generation: self.generation },
-            request: self.request.clone(),
-            alive: self.alive.clone(),
-        }
-    }
-
-    fn is_waited_for(&self) -> bool {
-        0 < self.status.receiver_count()
-    }
-
-    fn priority(&self, now: Now) -> Priority {
-        if self.is_waited_for() {
-            Priority::RealTime
-        } else if self.status.borrow().valid(now.wall).is_some() {
-            Priority::Background
-        } else {
-            Priority::Warmup
-        }
-    }
-
-    /// Whether nothing is lost by dropping it: only a request wanted it, in vain, and none waits any more.
-    ///
-    /// A refusal makes it so as soon as it is no longer remembered, so that a typo does not keep one of the pod's
-    /// places. What may yet succeed is tried for a while longer: the client's retry finds it done.
-    fn is_abandoned(&self, now: Now) -> bool {
-        let status = self.status.borrow();
-        let Some(failure) = &status.failure else {
-            return false;
-        };
-        let lasting = !failure.is_transient() || self.asked_at + policy::KEEP_UNASKED <= now.at;
-        !self.is_warmed
-            && !self.is_waited_for()
-            && !matches!(self.phase, Phase::Fetching)
-            && status.valid(now.wall).is_none()
-            && status.remembered(now.at).is_none()
-            && lasting
-    }
-
-    /// Takes fresh credentials; those it has stay where they last longer.
-    fn take(&mut self, fresh: Arc<Credentials>, now: Now) {
-        self.failures = 0;
-        self.refusals = 0;
-        self.retry_at = now.at;
-        self.refresh_at = policy::refresh_at(fresh.issued_at(), fresh.expires_at(), fastrand::f64());
-        self.status.send_modify(|status| {
-            status.failure = None;
-            status.remembered = None;
-            let held_until = status.credentials.as_ref().map(|held| held.expires_at());
-            status.is_best = held_until.is_some_and(|until| fresh.expires_at() <= until);
-            if !status.is_best {
-                status.credentials = Some(fresh);
-            }
-        });
-    }
-
-    /// Takes a failure that may pass, and says when to try again.
-    fn fail(&mut self, error: FetchError, now: Now) -> Instant {
-        self.failures = self.failures.saturating_add(1);
-        let left = self.left(now);
-        let longest = left.map_or(policy::RETRY_UNASKED, policy::longest_retry);
-        let jitter = fastrand::f64();
-        self.retry_at =
-            now.at + policy::retry_in(self.failures, longest.min(policy::RETRY_WAITED_FOR), jitter);
-        self.status.send_modify(|status| status.failure = Some(error));
-        if self.is_waited_for() {
-            return self.retry_at;
-        }
-        now.at + policy::retry_in(self.failures, longest, jitter)
-    }
-
-    /// Takes a failure that will last for a while, and says when to look again unasked.
-    fn refuse(&mut self, error: FetchError, now: Now) -> Instant {
-        self.failures = 0;
-        self.refusals = self.refusals.saturating_add(1);
-        let until = now.at + policy::remember_refusal(self.refusals);
-        self.retry_at = until;
-        self.status.send_modify(|status| {
-            status.failure = Some(error.clone());
-            status.remembered = Some((error, until));
-        });
-        let unasked = match self.left(now) {
-            None if !self.is_warmed => return until,
-            None => policy::ask_again_in(self.refusals, fastrand::f64()),
-            Some(left) => policy::ask_again_in(self.refusals, fastrand::f64()).min(left / 4),
-        };
-        until.max(now.at + unasked)
-    }
-
-    /// How long what is valid stays so.
-    fn left(&self, now: Now) -> Option<Duration> {
-        let status = self.status.borrow();
-        let until = status.valid(now.wall)?.advertised_until();
-        until.duration_since(now.wall).ok()
-    }
-}
-
 /// The instant of `refresh_at`; now where it has passed.
 fn due(refresh_at: SystemTime, now: Now) -> Instant {
     now.at + refresh_at.duration_since(now.wall).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;
