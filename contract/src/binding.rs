@@ -104,14 +104,8 @@ mod tests {
 
     #[test]
     fn a_wrong_role_is_kept_as_a_mistake_and_not_as_none() {
-        assert_eq!(
-            read(&[(annotation::ROLE_ARN, "orders")]).role,
-            Some(Err(RoleArnError::NotAnArn))
-        );
-        assert_eq!(
-            read(&[(annotation::ROLE_ARN, "")]).role,
-            Some(Err(RoleArnError::Empty))
-        );
+        assert_eq!(read(&[(annotation::ROLE_ARN, "orders")]).role, Some(Err(RoleArnError::NotAnArn)));
+        assert_eq!(read(&[(annotation::ROLE_ARN, "")]).role, Some(Err(RoleArnError::Empty)));
         assert_eq!(read(&[]).role, None);
     }
 

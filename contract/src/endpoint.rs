@@ -62,10 +62,7 @@ mod tests {
     fn paths_are_exact() {
         assert_eq!(parse_path("/v1/credentials"), Some(PathRole::Own));
         assert_eq!(parse_path("/v1/credentials/"), Some(PathRole::Named("")));
-        assert_eq!(
-            parse_path("/v1/credentials/arn:x"),
-            Some(PathRole::Named("arn:x"))
-        );
+        assert_eq!(parse_path("/v1/credentials/arn:x"), Some(PathRole::Named("arn:x")));
         for other in [
             "/",
             "",
@@ -81,13 +78,9 @@ mod tests {
 
     #[test]
     fn the_path_of_a_role_leads_back_to_it() {
-        let role: RoleArn = "arn:aws-us-gov:iam::111122223333:role/team/a/orders"
-            .parse()
-            .unwrap();
+        let role: RoleArn = "arn:aws-us-gov:iam::111122223333:role/team/a/orders".parse().unwrap();
         let path = path_of(&role);
-        let Some(PathRole::Named(named)) = parse_path(&path) else {
-            panic!("{path}")
-        };
+        let Some(PathRole::Named(named)) = parse_path(&path) else { panic!("{path}") };
         assert_eq!(named.parse::<RoleArn>().unwrap(), role);
     }
 }

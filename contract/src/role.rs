@@ -150,10 +150,7 @@ fn check(text: &str) -> Result<(), RoleArnError> {
     }
     // Quote and backslash are legal in IAM and refused here: the reply carries the ARN, and some clients read
     // JSON without undoing escapes (fluent-bit).
-    if MAX_PATH_LENGTH < path.len()
-        || !path
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
+    if MAX_PATH_LENGTH < path.len() || !path.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
     {
         return Err(RoleArnError::Path);
     }
@@ -168,9 +165,7 @@ fn is_partition(text: &str) -> bool {
         rest.is_empty()
             || (rest.starts_with('-')
                 && !rest.ends_with('-')
-                && rest
-                    .bytes()
-                    .all(|b| b == b'-' || b.is_ascii_lowercase() || b.is_ascii_digit()))
+                && rest.bytes().all(|b| b == b'-' || b.is_ascii_lowercase() || b.is_ascii_digit()))
     })
 }
 
@@ -192,28 +187,14 @@ mod tests {
     #[track_caller]
     fn check_parts(text: &str, partition: &str, account: &str, name: &str) {
         let role: RoleArn = text.parse().unwrap();
-        assert_eq!(
-            (role.partition(), role.account(), role.name()),
-            (partition, account, name),
-            "{text}"
-        );
+        assert_eq!((role.partition(), role.account(), role.name()), (partition, account, name), "{text}");
         assert_eq!(role.to_string(), text);
     }
 
     #[test]
     fn every_partition_and_path_is_read() {
-        check_parts(
-            "arn:aws:iam::111122223333:role/orders",
-            "aws",
-            "111122223333",
-            "orders",
-        );
-        check_parts(
-            "arn:aws-cn:iam::111122223333:role/a/b/orders",
-            "aws-cn",
-            "111122223333",
-            "orders",
-        );
+        check_parts("arn:aws:iam::111122223333:role/orders", "aws", "111122223333", "orders");
+        check_parts("arn:aws-cn:iam::111122223333:role/a/b/orders", "aws-cn", "111122223333", "orders");
         check_parts(
             "arn:aws-us-gov:iam::012345678901:role/o_+=,.@-1",
             "aws-us-gov",
@@ -221,19 +202,9 @@ mod tests {
             "o_+=,.@-1",
         );
         for partition in ["aws-iso", "aws-iso-b", "aws-iso-e", "aws-iso-f", "aws-eusc"] {
-            check_parts(
-                &format!("arn:{partition}:iam::111122223333:role/x"),
-                partition,
-                "111122223333",
-                "x",
-            );
+            check_parts(&format!("arn:{partition}:iam::111122223333:role/x"), partition, "111122223333", "x");
         }
-        check_parts(
-            "arn:aws:iam::111122223333:role/a:b/%?#/orders",
-            "aws",
-            "111122223333",
-            "orders",
-        );
+        check_parts("arn:aws:iam::111122223333:role/a:b/%?#/orders", "aws", "111122223333", "orders");
     }
 
     #[test]
@@ -247,10 +218,7 @@ mod tests {
         check_error("arn:azure:iam::111122223333:role/x", RoleArnError::Partition);
         check_error("arn:aws-:iam::111122223333:role/x", RoleArnError::Partition);
         check_error("arn:awsx:iam::111122223333:role/x", RoleArnError::Partition);
-        check_error(
-            "arn:aws:sts::111122223333:assumed-role/x/y",
-            RoleArnError::Service,
-        );
+        check_error("arn:aws:sts::111122223333:assumed-role/x/y", RoleArnError::Service);
         check_error("arn:aws:iam:eu-west-1:111122223333:role/x", RoleArnError::Region);
         check_error("arn:aws:iam::11112222333:role/x", RoleArnError::Account);
         check_error("arn:aws:iam::11112222333a:role/x", RoleArnError::Account);
@@ -259,17 +227,11 @@ mod tests {
         check_error("arn:aws:iam::111122223333:roles/x", RoleArnError::NotARole);
         check_error("arn:aws:iam::111122223333:role/a\"b/x", RoleArnError::Path);
         check_error("arn:aws:iam::111122223333:role/a b/x", RoleArnError::Path);
-        check_error(
-            &format!("arn:aws:iam::111122223333:role/{}/x", "p".repeat(511)),
-            RoleArnError::Path,
-        );
+        check_error(&format!("arn:aws:iam::111122223333:role/{}/x", "p".repeat(511)), RoleArnError::Path);
         check_error("arn:aws:iam::111122223333:role/", RoleArnError::Name);
         check_error("arn:aws:iam::111122223333:role/x\n", RoleArnError::Name);
         check_error("arn:aws:iam::111122223333:role/ordérs", RoleArnError::Name);
-        check_error(
-            &format!("arn:aws:iam::111122223333:role/{}", "n".repeat(65)),
-            RoleArnError::Name,
-        );
+        check_error(&format!("arn:aws:iam::111122223333:role/{}", "n".repeat(65)), RoleArnError::Name);
     }
 
     proptest! {

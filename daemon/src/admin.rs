@@ -68,11 +68,7 @@ pub enum Error {
     #[error(
         "bind {flag} {address}: {source}; another process may hold it: choose another port, or off where nothing asks"
     )]
-    Bind {
-        flag: &'static str,
-        address: SocketAddr,
-        source: io::Error,
-    },
+    Bind { flag: &'static str, address: SocketAddr, source: io::Error },
     #[error("bind --admin-socket {}: {source}", path.display())]
     Socket { path: PathBuf, source: io::Error },
     #[error("start the admin thread")]
@@ -85,40 +81,24 @@ impl Bound {
     /// # Errors
     /// Names the flag and the address that cannot be had.
     pub fn bind(config: Config) -> Result<Self, Error> {
-        let listen = config
-            .listen
-            .map(|address| bind_tcp("--admin-listen", address))
-            .transpose()?;
-        let metrics_listen = config
-            .metrics_listen
-            .map(|address| bind_tcp("--metrics-listen", address))
-            .transpose()?;
-        let (socket, socket_file) = socket::bind(&config.socket).map_err(|source| Error::Socket {
-            path: config.socket,
-            source,
-        })?;
-        Ok(Self {
-            listen,
-            metrics_listen,
-            socket,
-            socket_file,
-        })
+        let listen = config.listen.map(|address| bind_tcp("--admin-listen", address)).transpose()?;
+        let metrics_listen =
+            config.metrics_listen.map(|address| bind_tcp("--metrics-listen", address)).transpose()?;
+        let (socket, socket_file) =
+            socket::bind(&config.socket).map_err(|source| Error::Socket { path: config.socket, source })?;
+        Ok(Self { listen, metrics_listen, socket, socket_file })
     }
 
     /// Where health is told over TCP.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
-        self.listen
-            .as_ref()
-            .and_then(|listener| listener.local_addr().ok())
+        self.listen.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Where the metrics are.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics_listen
-            .as_ref()
-            .and_then(|listener| listener.local_addr().ok())
+        self.metrics_listen.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Opens the doors.
@@ -127,12 +107,7 @@ impl Bound {
     /// When the system has no thread or no file descriptor left for them.
     pub fn serve(self, state: State) -> Result<Admin, Error> {
         let (address, metrics_address) = (self.address(), self.metrics_address());
-        let Self {
-            listen,
-            metrics_listen,
-            socket,
-            socket_file,
-        } = self;
+        let Self { listen, metrics_listen, socket, socket_file } = self;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let (started, has_started) = mpsc::sync_channel(1);
@@ -140,11 +115,7 @@ impl Bound {
             .name("admin".to_owned())
             .spawn(move || run(listen, metrics_listen, socket, state, &stopped, &started))
             .map_err(Error::Start)?;
-        let admin = Admin {
-            stop,
-            thread: Some(thread),
-            socket_file,
-        };
+        let admin = Admin { stop, thread: Some(thread), socket_file };
         match has_started.recv() {
             Ok(Ok(())) => {
                 let shown = |address: Option<SocketAddr>| {
@@ -178,11 +149,7 @@ fn bind_tcp(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Erro
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
-    listener.map_err(|source| Error::Bind {
-        flag,
-        address,
-        source,
-    })
+    listener.map_err(|source| Error::Bind { flag, address, source })
 }
 
 /// The admin thread.
@@ -194,14 +161,11 @@ fn run(
     stop: &CancellationToken,
     started: &mpsc::SyncSender<io::Result<()>>,
 ) {
-    let built = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .and_then(|runtime| {
-            let _context = runtime.enter();
-            let doors = open(listen, metrics_listen, socket, &state)?;
-            Ok((runtime, doors))
-        });
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build().and_then(|runtime| {
+        let _context = runtime.enter();
+        let doors = open(listen, metrics_listen, socket, &state)?;
+        Ok((runtime, doors))
+    });
     let (runtime, mut doors) = match built {
         Ok(built) => built,
         Err(error) => {
@@ -232,19 +196,11 @@ fn open(
         let Some(listener) = listener else { continue };
         let listener = net::TcpListener::from_std(listener)?;
         let accept = async move || Ok(listener.accept().await?.0);
-        doors.spawn(listener::run(
-            MAX_CONNECTIONS,
-            accept,
-            pages::serving(door, state.clone()),
-        ));
+        doors.spawn(listener::run(MAX_CONNECTIONS, accept, pages::serving(door, state.clone())));
     }
     let socket = net::UnixListener::from_std(socket)?;
     let accept = async move || Ok(socket.accept().await?.0);
-    doors.spawn(listener::run(
-        MAX_CONNECTIONS,
-        accept,
-        pages::serving(Door::Socket, state.clone()),
-    ));
+    doors.spawn(listener::run(MAX_CONNECTIONS, accept, pages::serving(Door::Socket, state.clone())));
     Ok(doors)
 }
 
@@ -319,36 +275,22 @@ mod tests {
 
     fn config(dir: &Path) -> Config {
         let any_port = Some("127.0.0.1:0".parse().unwrap());
-        Config {
-            listen: any_port,
-            socket: dir.join("admin.sock"),
-            metrics_listen: any_port,
-        }
+        Config { listen: any_port, socket: dir.join("admin.sock"), metrics_listen: any_port }
     }
 
     /// Sends `METHOD /path`, with a body after a space if there is one, and reads to the end.
     fn exchange(mut stream: impl Read + Write, request: &str) -> Reply {
         let mut words = request.splitn(3, ' ');
-        let (method, path, body) = (
-            words.next().unwrap(),
-            words.next().unwrap(),
-            words.next().unwrap_or_default(),
-        );
+        let (method, path, body) =
+            (words.next().unwrap(), words.next().unwrap(), words.next().unwrap_or_default());
         let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
-        )
-        .unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}")
+            .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Reply {
-            status,
-            head: head.to_lowercase(),
-            body: body.to_owned(),
-        }
+        Reply { status, head: head.to_lowercase(), body: body.to_owned() }
     }
 
     #[track_caller]
@@ -365,11 +307,7 @@ mod tests {
         check(fixture.loopback("GET /readyz"), 503, both);
         check(fixture.socket("GET /readyz"), 503, both);
         drop(pods);
-        check(
-            fixture.socket("GET /readyz"),
-            503,
-            "not ready, waiting for:\n- listeners bound\n",
-        );
+        check(fixture.socket("GET /readyz"), 503, "not ready, waiting for:\n- listeners bound\n");
         drop(listeners);
         check(fixture.loopback("GET /readyz"), 200, "ready\n");
         check(fixture.socket("GET /readyz"), 200, "ready\n");
@@ -397,9 +335,7 @@ mod tests {
         let reply = fixture.metrics("GET /metrics");
         assert_eq!(reply.status, 200);
         assert!(
-            reply
-                .head
-                .contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
+            reply.head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
             "{}",
             reply.head
         );
@@ -418,11 +354,7 @@ mod tests {
         check(fixture.loopback("GET /log-level"), 200, "info\n");
         assert_eq!(fixture.loopback("PUT /log-level debug").status, 403);
         assert_eq!(fixture.state.log_level.get().as_str(), "info");
-        check(
-            fixture.socket("PUT /log-level info,kube=debug"),
-            200,
-            "info,kube=debug\n",
-        );
+        check(fixture.socket("PUT /log-level info,kube=debug"), 200, "info,kube=debug\n");
         check(fixture.loopback("GET /log-level"), 200, "info,kube=debug\n");
         let refused = fixture.socket("PUT /log-level loud");
         assert!(
@@ -430,12 +362,7 @@ mod tests {
             "{}",
             refused.body
         );
-        assert_eq!(
-            fixture
-                .socket(&format!("PUT /log-level {}", "x".repeat(4097)))
-                .status,
-            413
-        );
+        assert_eq!(fixture.socket(&format!("PUT /log-level {}", "x".repeat(4097))).status, 413);
         assert_eq!(fixture.state.log_level.get().as_str(), "info,kube=debug");
     }
 
@@ -448,11 +375,7 @@ mod tests {
             (fixture.socket("POST /log-level"), "allow: get, head, put\r\n"),
             (fixture.metrics("PUT /metrics"), "allow: get, head\r\n"),
         ] {
-            assert!(
-                reply.status == 405 && reply.head.contains(allow),
-                "{}",
-                reply.head
-            );
+            assert!(reply.status == 405 && reply.head.contains(allow), "{}", reply.head);
         }
         check(fixture.socket("HEAD /readyz"), 200, "");
     }
@@ -463,20 +386,8 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
         for (flag, config) in [
-            (
-                "--admin-listen",
-                Config {
-                    listen: Some(address),
-                    ..config(dir.path())
-                },
-            ),
-            (
-                "--metrics-listen",
-                Config {
-                    metrics_listen: Some(address),
-                    ..config(dir.path())
-                },
-            ),
+            ("--admin-listen", Config { listen: Some(address), ..config(dir.path()) }),
+            ("--metrics-listen", Config { metrics_listen: Some(address), ..config(dir.path()) }),
         ] {
             let error = Bound::bind(config).err().unwrap().to_string();
             assert!(
@@ -501,12 +412,7 @@ mod tests {
     #[test]
     fn doors_that_are_off_are_not_bound() {
         let dir = TempDir::new().unwrap();
-        let bound = Bound::bind(Config {
-            listen: None,
-            metrics_listen: None,
-            ..config(dir.path())
-        })
-        .unwrap();
+        let bound = Bound::bind(Config { listen: None, metrics_listen: None, ..config(dir.path()) }).unwrap();
         assert_eq!((bound.address(), bound.metrics_address()), (None, None));
     }
 }

@@ -88,7 +88,8 @@ pub struct App {
 /// When it cannot start, an essential part dies, or a second signal cuts the drain short.
 pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
-    let (node, follow) = NodeAddresses::follow().await.map_err(|error| anyhow::Error::from(StartError::from(error)))?;
+    let (node, follow) =
+        NodeAddresses::follow().await.map_err(|error| anyhow::Error::from(StartError::from(error)))?;
     let app = App::start(config, node, log_level).await.map_err(anyhow::Error::from)?;
     app.back.tasks().spawn_essential("node addresses", async move {
         let error = follow.await;
@@ -147,8 +148,14 @@ impl App {
         let sessions = Sessions::new(config.sessions);
         let observer = Observer::new(&mut registry);
         let limits = Limits::new(config.server.limits);
-        let callers =
-            Callers::new(config.server.callers, table.clone(), verifier.clone(), node.clone(), clock.clone(), &mut registry);
+        let callers = Callers::new(
+            config.server.callers,
+            table.clone(),
+            verifier.clone(),
+            node.clone(),
+            clock.clone(),
+            &mut registry,
+        );
         let endpoint = Endpoint {
             config: config.server.endpoint,
             callers,
@@ -182,7 +189,8 @@ impl App {
         drop(bound);
 
         let (admin_address, metrics_address) = (admin.address(), admin.metrics_address());
-        let state = admin::State { liveness, readiness: readiness.clone(), log_level, registry: Arc::new(registry) };
+        let state =
+            admin::State { liveness, readiness: readiness.clone(), log_level, registry: Arc::new(registry) };
         let admin = admin.serve(state)?;
         Ok(Self {
             endpoint_addresses,
@@ -273,7 +281,9 @@ fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
             Ok(listener) => listeners.push(listener),
             Err(source) => {
                 let remedy = match source.kind() {
-                    io::ErrorKind::AddrInUse => "another program (the EKS Pod Identity Agent?) serves it: remove one of the two, or choose another --listen",
+                    io::ErrorKind::AddrInUse => {
+                        "another program (the EKS Pod Identity Agent?) serves it: remove one of the two, or choose another --listen"
+                    }
                     io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
                     _ => "the address must be on an interface of the node: ip address add <address> dev lo",
                 };

@@ -116,10 +116,7 @@ pub struct Environment {
 /// # Errors
 /// What was typed is not understood, or asks for the help or the version: [`clap::Error::use_stderr`] tells.
 pub fn parse() -> Result<Args, clap::Error> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the one place that reads the environment"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
     let environment = Environment::read(|name| std::env::var(name).ok());
     let mut args = from_matches(command().try_get_matches()?)?;
     args.run.environment = environment;
@@ -143,11 +140,8 @@ pub fn command() -> clap::Command {
 impl Environment {
     /// The upper-case name of a proxy's variable wins, as in the Go programs around us.
     pub fn read(get: impl Fn(&str) -> Option<String>) -> Self {
-        let first = |names: &[&str]| {
-            names
-                .iter()
-                .find_map(|name| get(name).filter(|value| !value.trim().is_empty()))
-        };
+        let first =
+            |names: &[&str]| names.iter().find_map(|name| get(name).filter(|value| !value.trim().is_empty()));
         Self {
             aws_region: first(&["AWS_REGION"]),
             https_proxy: first(&["HTTPS_PROXY", "https_proxy"]),
@@ -160,9 +154,7 @@ impl Environment {
 /// A proxy's URL may hold a password.
 impl std::fmt::Debug for Environment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Environment")
-            .field("aws_region", &self.aws_region)
-            .finish_non_exhaustive()
+        f.debug_struct("Environment").field("aws_region", &self.aws_region).finish_non_exhaustive()
     }
 }
 
@@ -185,18 +177,11 @@ mod tests {
         command.clone().debug_assert();
         for flag in flags(&command) {
             let long = flag.get_long().unwrap();
-            let help = flag
-                .get_help()
-                .unwrap_or_else(|| panic!("--{long} has no help"))
-                .to_string();
+            let help = flag.get_help().unwrap_or_else(|| panic!("--{long} has no help")).to_string();
             assert!(!help.ends_with('.') && !help.is_empty(), "--{long}: {help}");
             assert!(flag.get_help_heading().is_some(), "--{long} is in no group");
             let variable = format!("ROLECALL_{}", long.to_uppercase().replace('-', "_"));
-            assert_eq!(
-                flag.get_env().and_then(|name| name.to_str()),
-                Some(variable.as_str()),
-                "--{long}"
-            );
+            assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(variable.as_str()), "--{long}");
         }
         assert_eq!(flags(&command).count(), 37);
     }
@@ -215,9 +200,7 @@ mod tests {
             "Process:",
             "Logs:",
         ] {
-            let at = rest
-                .find(heading)
-                .unwrap_or_else(|| panic!("{heading} is not there in turn:\n{help}"));
+            let at = rest.find(heading).unwrap_or_else(|| panic!("{heading} is not there in turn:\n{help}"));
             rest = &rest[at..];
         }
         for flag in flags(&command()) {
@@ -236,10 +219,7 @@ mod tests {
     fn a_value_of_the_wrong_form_names_flag_value_and_remedy() {
         for (line, parts) in [
             ("--hold=soon", ["--hold", "'soon'", "700ms"]),
-            (
-                "--listen=169.254.170.23",
-                ["--listen", "'169.254.170.23'", "169.254.170.23:80"],
-            ),
+            ("--listen=169.254.170.23", ["--listen", "'169.254.170.23'", "169.254.170.23:80"]),
             ("--admin-listen=no", ["--admin-listen", "'no'", "or off"]),
             ("--slow-answer=wait", ["--slow-answer", "'wait'", "drip"]),
             ("--witness=address", ["--witness", "'address'", "token+address"]),
@@ -253,47 +233,31 @@ mod tests {
             let error = parse_from(["rolecall-daemon", line]).unwrap_err();
             let message = error.to_string();
             assert!(error.use_stderr(), "{line}");
-            assert!(
-                parts.iter().all(|part| message.contains(part)),
-                "{line}: {message}"
-            );
+            assert!(parts.iter().all(|part| message.contains(part)), "{line}: {message}");
         }
     }
 
     #[test]
     fn commands_take_the_socket_and_nothing_of_the_daemon() {
         let parse = |line: &str| parse_from(std::iter::once("rolecall-daemon").chain(line.split(' ')));
-        let Some(Command::Probe {
-            probe: Probe::Ready,
-            socket,
-        }) = parse("probe ready --admin-socket /x").unwrap().command
+        let Some(Command::Probe { probe: Probe::Ready, socket }) =
+            parse("probe ready --admin-socket /x").unwrap().command
         else {
             panic!("not a probe")
         };
         assert_eq!(socket.admin_socket, Path::new("/x"));
-        let Some(Command::Probe {
-            probe: Probe::Live,
-            socket,
-        }) = parse("probe live").unwrap().command
-        else {
+        let Some(Command::Probe { probe: Probe::Live, socket }) = parse("probe live").unwrap().command else {
             panic!("not a probe")
         };
         assert_eq!(socket.admin_socket, Path::new("/run/rolecall/admin.sock"));
-        let Some(Command::LogLevel {
-            filter: Some(filter), ..
-        }) = parse("log-level debug").unwrap().command
+        let Some(Command::LogLevel { filter: Some(filter), .. }) = parse("log-level debug").unwrap().command
         else {
             panic!("not the log level")
         };
         assert_eq!(filter.as_str(), "debug");
-        for bad in [
-            "probe",
-            "probe well",
-            "--hold=1s probe live",
-            "probe live --hold=1s",
-            "log-level inof",
-            "run",
-        ] {
+        for bad in
+            ["probe", "probe well", "--hold=1s probe live", "probe live --hold=1s", "log-level inof", "run"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
@@ -302,16 +266,10 @@ mod tests {
     fn a_proxys_upper_case_variable_wins_and_an_empty_one_is_none() {
         let read = |list: &[(&str, &str)]| {
             Environment::read(|name| {
-                list.iter()
-                    .find(|(n, _)| *n == name)
-                    .map(|(_, value)| (*value).to_owned())
+                list.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
             })
         };
-        let both = read(&[
-            ("HTTPS_PROXY", "upper"),
-            ("https_proxy", "lower"),
-            ("no_proxy", "a,b"),
-        ]);
+        let both = read(&[("HTTPS_PROXY", "upper"), ("https_proxy", "lower"), ("no_proxy", "a,b")]);
         assert_eq!(both.https_proxy.as_deref(), Some("upper"));
         assert_eq!(both.no_proxy.as_deref(), Some("a,b"));
         let empty = read(&[("HTTPS_PROXY", ""), ("https_proxy", "lower"), ("AWS_REGION", " ")]);

@@ -18,11 +18,12 @@ use crate::{
     admin,
     args::RunArgs,
     credentials,
-    server::{self, caller::Witness}, sessions, telemetry, token,
+    server::{self, caller::Witness},
+    sessions, telemetry, token,
 };
 
 /// Every part's settings.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub kubernetes: KubernetesConfig,
     pub tokens: TokensConfig,
@@ -45,7 +46,7 @@ pub struct KubernetesConfig {
 }
 
 /// Where tokens lie, and what a good one says.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokensConfig {
     /// The kubelet's directory of pods.
     pub pods_dir: PathBuf,
@@ -66,7 +67,7 @@ pub struct StsConfig {
 }
 
 /// How pods are served.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerConfig {
     pub listen: Vec<SocketAddr>,
     pub callers: server::caller::Config,
@@ -135,7 +136,10 @@ impl fmt::Display for Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::{self, Environment};
+    use crate::{
+        args::{self, Environment},
+        server::slow::Mode,
+    };
 
     const ENOUGH: &str = "--node-name=node-1 --region=eu-west-1";
 
@@ -156,9 +160,7 @@ mod tests {
     #[track_caller]
     fn check_mistake(line: &str, parts: &[&str]) {
         let mistakes = parse(&format!("{ENOUGH} {line}"), Environment::default()).expect_err(line);
-        let [mistake] = &mistakes[..] else {
-            panic!("{line}: {mistakes:?}")
-        };
+        let [mistake] = &mistakes[..] else { panic!("{line}: {mistakes:?}") };
         check_parts(mistake, parts);
     }
 
@@ -167,9 +169,7 @@ mod tests {
         let message = mistake.to_string();
         let mut rest = message.as_str();
         for part in parts {
-            let at = rest
-                .find(part)
-                .unwrap_or_else(|| panic!("{part:?} is not there in turn: {message}"));
+            let at = rest.find(part).unwrap_or_else(|| panic!("{part:?} is not there in turn: {message}"));
             rest = &rest[at + part.len()..];
         }
     }
@@ -185,45 +185,27 @@ mod tests {
             &["--give-up-after 1.1s: ", "more than 1.1s"],
         );
         check_mistake("--give-up-after=22s", &["--give-up-after 22s: ", "21s", "21.6s"]);
-        check_mistake(
-            "--give-up-after=61s --slow-answer=hold",
-            &["--give-up-after 61s: ", "60s"],
-        );
+        check_mistake("--give-up-after=61s --slow-answer=hold", &["--give-up-after 61s: ", "60s"]);
         check_mistake("--caller-wait=21s", &["--caller-wait 21s: ", "--give-up-after"]);
         check_mistake("--header-timeout=0", &["--header-timeout 0ns: ", "10s"]);
-        check_mistake(
-            "--drain-deadline=2h",
-            &["--drain-deadline 7200s: ", "terminationGracePeriodSeconds"],
-        );
+        check_mistake("--drain-deadline=2h", &["--drain-deadline 7200s: ", "terminationGracePeriodSeconds"]);
         let timing = good("--hold=999ms --drip-interval=900ms --give-up-after=21s --caller-wait=21s")
             .server
+            .endpoint
             .timing;
         assert_eq!(timing.give_up_after, Duration::from_secs(21));
-        assert_eq!(
-            good("--give-up-after=60s --slow-answer=hold").server.slow_answer,
-            SlowAnswer::Hold
-        );
-        assert_eq!(good("--hold=0").server.timing.hold, Duration::ZERO);
+        assert_eq!(good("--give-up-after=60s --slow-answer=hold").server.endpoint.timing.mode, Mode::Hold);
+        assert_eq!(good("--hold=0").server.endpoint.timing.hold, Duration::ZERO);
     }
 
     #[test]
     fn a_session_is_as_long_as_sts_allows() {
-        check_mistake(
-            "--session-duration=14m59s",
-            &["--session-duration 899s: ", "15m", "12h", "1h suits"],
-        );
+        check_mistake("--session-duration=14m59s", &["--session-duration 899s: ", "15m", "12h", "1h suits"]);
         check_mistake("--session-duration=43201", &["--session-duration 43201s: "]);
-        check_mistake(
-            "--session-duration=3600.5s",
-            &["--session-duration 3600.5s: ", "whole seconds"],
-        );
+        check_mistake("--session-duration=3600.5s", &["--session-duration 3600.5s: ", "whole seconds"]);
         for (value, seconds) in [("15m", 900), ("3600", 3600), ("1h", 3600), ("12h", 43_200)] {
             let config = good(&format!("--session-duration={value}"));
-            assert_eq!(
-                config.credentials.session_duration.as_seconds(),
-                seconds,
-                "{value}"
-            );
+            assert_eq!(config.sessions.duration.as_seconds(), seconds, "{value}");
         }
     }
 
@@ -231,11 +213,7 @@ mod tests {
     fn two_listeners_on_one_port_are_refused() {
         check_mistake(
             "--listen=127.0.0.1:9910",
-            &[
-                "--admin-listen 127.0.0.1:9910: ",
-                "--listen 127.0.0.1:9910 has this port",
-                "each its own",
-            ],
+            &["--admin-listen 127.0.0.1:9910: ", "--listen 127.0.0.1:9910 has this port", "each its own"],
         );
         check_mistake(
             "--metrics-listen=0.0.0.0:80",
@@ -260,14 +238,8 @@ mod tests {
             "--admin-listen=0.0.0.0:9910",
             &["--admin-listen 0.0.0.0:9910: ", "loopback", "or off"],
         );
-        check_mistake(
-            "--admin-socket=admin.sock",
-            &["--admin-socket \"admin.sock\": ", "absolute path"],
-        );
-        check_mistake(
-            &format!("--admin-socket=/{}", "x".repeat(96)),
-            &["--admin-socket", "96 bytes"],
-        );
+        check_mistake("--admin-socket=admin.sock", &["--admin-socket \"admin.sock\": ", "absolute path"]);
+        check_mistake(&format!("--admin-socket=/{}", "x".repeat(96)), &["--admin-socket", "96 bytes"]);
         check_mistake(
             "--pods-dir=pods",
             &["--pods-dir \"pods\": ", "absolute path", "/var/lib/kubelet/pods"],
@@ -289,10 +261,7 @@ mod tests {
     #[test]
     fn a_node_name_is_one_and_is_there() {
         let mistakes = parse("--region=eu-west-1", Environment::default()).unwrap_err();
-        check_parts(
-            &mistakes[0],
-            &["--node-name is missing: ", "spec.nodeName", "ROLECALL_NODE_NAME"],
-        );
+        check_parts(&mistakes[0], &["--node-name is missing: ", "spec.nodeName", "ROLECALL_NODE_NAME"]);
         for bad in ["Node", "a,spec.nodeName=b", "a/b", &"n".repeat(254)] {
             let mistakes =
                 parse(&format!("--region=x --node-name={bad}"), Environment::default()).unwrap_err();
@@ -303,10 +272,7 @@ mod tests {
     #[test]
     fn sts_is_reached_by_region_or_endpoint() {
         let missing = parse("--node-name=n", Environment::default()).unwrap_err();
-        check_parts(
-            &missing[0],
-            &["--region is missing: ", "ROLECALL_REGION", "AWS_REGION"],
-        );
+        check_parts(&missing[0], &["--region is missing: ", "ROLECALL_REGION", "AWS_REGION"]);
         for bad in ["EU-WEST-1", "eu.evil", "eu/", "-eu", &"e".repeat(64)] {
             let mistakes =
                 parse(&format!("--node-name=n --region={bad}"), Environment::default()).unwrap_err();
@@ -316,10 +282,7 @@ mod tests {
 
     #[test]
     fn the_region_is_the_flags_before_aws_region() {
-        let environment = Environment {
-            aws_region: Some("us-east-1".to_owned()),
-            ..Environment::default()
-        };
+        let environment = Environment { aws_region: Some("us-east-1".to_owned()), ..Environment::default() };
         let region = |line| parse(line, environment.clone()).unwrap().sts.region;
         assert_eq!(region("--node-name=n").as_deref(), Some("us-east-1"));
         assert_eq!(region("--node-name=n --region=").as_deref(), Some("us-east-1"));
@@ -332,105 +295,54 @@ mod tests {
             "--sts-endpoint=sts.local",
             &["--sts-endpoint \"sts.local\": ", "relative URL", "https://sts."],
         );
-        check_mistake(
-            "--sts-endpoint=ftp://sts",
-            &["--sts-endpoint \"ftp://sts\": ", "https://sts."],
-        );
-        check_mistake(
-            "--sts-endpoint=https://sts/?a=b",
-            &["--sts-endpoint", "https://sts."],
-        );
+        check_mistake("--sts-endpoint=ftp://sts", &["--sts-endpoint \"ftp://sts\": ", "https://sts."]);
+        check_mistake("--sts-endpoint=https://sts/?a=b", &["--sts-endpoint", "https://sts."]);
         check_mistake(
             "--sts-endpoint=https://sts --sts-fips",
             &["--sts-fips true: ", "drop it or --sts-endpoint"],
         );
-        check_mistake(
-            "--sts-endpoint=https://sts --sts-dual-stack",
-            &["--sts-dual-stack true: "],
-        );
-        check_mistake(
-            "--sts-connect-timeout=16s",
-            &["--sts-connect-timeout 16s: ", "--sts-attempt-timeout"],
-        );
-        check_mistake(
-            "--sts-attempt-timeout=3m",
-            &["--sts-attempt-timeout 180s: ", "1s to 2m"],
-        );
+        check_mistake("--sts-endpoint=https://sts --sts-dual-stack", &["--sts-dual-stack true: "]);
+        check_mistake("--sts-connect-timeout=16s", &["--sts-connect-timeout 16s: ", "--sts-attempt-timeout"]);
+        check_mistake("--sts-attempt-timeout=3m", &["--sts-attempt-timeout 180s: ", "1s to 2m"]);
         check_mistake("--sts-hedge-after=0", &["--sts-hedge-after 0ns: ", "3s"]);
-        let alone = parse(
-            "--node-name=n --sts-endpoint=http://127.0.0.1:4566",
-            Environment::default(),
-        )
-        .unwrap();
+        let alone =
+            parse("--node-name=n --sts-endpoint=http://127.0.0.1:4566", Environment::default()).unwrap();
         assert_eq!(alone.sts.region, None);
     }
 
     #[test]
     fn a_limit_that_defeats_another_is_refused() {
-        check_mistake(
-            "--max-connections=100 --max-waiting-per-pod=9",
-            &["--max-connections-per-pod 128: "],
-        );
+        check_mistake("--max-connections=100 --max-waiting-per-pod=9", &["--max-connections-per-pod 128: "]);
         check_mistake(
             "--max-waiting-per-pod=129",
             &["--max-waiting-per-pod 129: ", "--max-connections-per-pod"],
-        );
-        assert_eq!(
-            good("--max-requests-per-second-per-pod=7")
-                .server
-                .limits
-                .request_burst_per_pod,
-            14
         );
     }
 
     #[test]
     fn all_mistakes_are_told_at_once() {
-        let mistakes = parse(
-            "--hold=2s --pods-dir=x --session-duration=1s",
-            Environment::default(),
-        )
-        .unwrap_err();
+        let mistakes =
+            parse("--hold=2s --pods-dir=x --session-duration=1s", Environment::default()).unwrap_err();
         let flags: Vec<&str> = mistakes.iter().map(|mistake| mistake.flag).collect();
-        assert_eq!(
-            flags,
-            [
-                "--node-name",
-                "--pods-dir",
-                "--session-duration",
-                "--region",
-                "--hold"
-            ]
-        );
+        assert_eq!(flags, ["--node-name", "--pods-dir", "--session-duration", "--region", "--hold"]);
     }
 
     #[test]
     fn a_password_is_in_no_message_and_in_no_setting() {
         let secret = "hunter2";
-        let environment = |url: &str| Environment {
-            https_proxy: Some(url.to_owned()),
-            ..Environment::default()
-        };
+        let environment =
+            |url: &str| Environment { https_proxy: Some(url.to_owned()), ..Environment::default() };
         let config = parse(ENOUGH, environment("http://joe:hunter2@proxy.example:3128")).unwrap();
         let proxy = config.sts.proxy.https.as_ref().unwrap();
         assert_eq!(proxy.expose().password(), Some(secret));
         assert_eq!(proxy.to_string(), "http://…@proxy.example:3128");
-        for shown in [
-            format!("{config}"),
-            format!("{config:?}"),
-            format!("{:?}", environment("http://j:hunter2@p")),
-        ] {
+        for shown in
+            [format!("{config}"), format!("{config:?}"), format!("{:?}", environment("http://j:hunter2@p"))]
+        {
             assert!(!shown.contains(secret), "{shown}");
         }
         let mistakes = parse(ENOUGH, environment("socks5://joe:hunter2@proxy.example")).unwrap_err();
-        check_parts(
-            &mistakes[0],
-            &[
-                "HTTPS_PROXY \"proxy.example\": ",
-                "http://proxy.example:3128",
-                "unset",
-            ],
-        );
+        check_parts(&mistakes[0], &["HTTPS_PROXY \"proxy.example\": ", "http://proxy.example:3128", "unset"]);
         check_mistake(
             "--sts-endpoint=https://joe:hunter2@sts",
             &["--sts-endpoint with a user name: ", "before the @"],
@@ -439,15 +351,9 @@ mod tests {
 
     #[test]
     fn a_proxy_without_a_scheme_is_an_http_proxy() {
-        let environment = Environment {
-            http_proxy: Some("proxy:3128".to_owned()),
-            ..Environment::default()
-        };
+        let environment = Environment { http_proxy: Some("proxy:3128".to_owned()), ..Environment::default() };
         let config = parse(ENOUGH, environment).unwrap();
-        assert_eq!(
-            config.sts.proxy.http.unwrap().expose().as_str(),
-            "http://proxy:3128/"
-        );
+        assert_eq!(config.sts.proxy.http.unwrap().expose().as_str(), "http://proxy:3128/");
     }
 
     #[test]
@@ -460,16 +366,9 @@ mod tests {
 
     #[test]
     fn the_settings_that_are_shown_bring_about_the_same_settings() {
-        for line in [
-            "",
-            "--hold=0 --session-duration=90m --admin-listen=off --sts-fips --token-issuer=a,b",
-        ] {
+        for line in ["", "--hold=0 --session-duration=90m --admin-listen=off --sts-fips --token-issuer=a,b"] {
             let config = good(line);
-            assert_eq!(
-                parse(&config.to_string(), Environment::default()),
-                Ok(config),
-                "{line}"
-            );
+            assert_eq!(parse(&config.to_string(), Environment::default()), Ok(config), "{line}");
         }
     }
 }

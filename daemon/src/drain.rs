@@ -94,10 +94,7 @@ impl Trigger {
     pub async fn finish(self, deadline: Duration) -> Vec<Left> {
         self.begin();
         self.inner.tracker.close();
-        if tokio::time::timeout(deadline, self.inner.tracker.wait())
-            .await
-            .is_ok()
-        {
+        if tokio::time::timeout(deadline, self.inner.tracker.wait()).await.is_ok() {
             return Vec::new();
         }
         let left = self.inner.left();
@@ -110,19 +107,14 @@ impl Trigger {
     /// Waits for an essential task to end out of turn; forever, if none does.
     pub async fn essential_task_ended(&self) -> EssentialTaskEnded {
         let mut ended = self.inner.ended.subscribe();
-        let first = ended
-            .wait_for(Option::is_some)
-            .await
-            .expect("self holds the sender");
+        let first = ended.wait_for(Option::is_some).await.expect("self holds the sender");
         first.clone().expect("it was just seen to be there")
     }
 
     /// Spawns tasks that this drain waits for.
     #[must_use]
     pub fn tasks(&self) -> Tasks {
-        Tasks {
-            inner: self.inner.clone(),
-        }
+        Tasks { inner: self.inner.clone() }
     }
 }
 
@@ -191,10 +183,7 @@ impl Inner {
     }
 
     fn left(&self) -> Vec<Left> {
-        self.running()
-            .iter()
-            .map(|(&name, &count)| Left { name, count })
-            .collect()
+        self.running().iter().map(|(&name, &count)| Left { name, count }).collect()
     }
 
     fn essential_ended(&self, name: &'static str, end: End) {
@@ -295,19 +284,7 @@ mod tests {
         tasks.spawn("short", future::ready(()));
         let began = Instant::now();
         let left = trigger.finish(DEADLINE).await;
-        assert_eq!(
-            left,
-            [
-                Left {
-                    name: "connection",
-                    count: 2
-                },
-                Left {
-                    name: "watch",
-                    count: 1
-                }
-            ]
-        );
+        assert_eq!(left, [Left { name: "connection", count: 2 }, Left { name: "watch", count: 1 }]);
         assert_eq!(left[0].to_string(), "2 × connection");
         assert_eq!(began.elapsed(), DEADLINE);
         assert!(was_dropped.await.is_err());
@@ -345,12 +322,8 @@ mod tests {
         let _guard = captured.subscribe("info");
         let (trigger, _watch) = new();
         let (done, is_done) = oneshot::channel();
-        trigger
-            .tasks()
-            .spawn("warm-up", async { panic!("nothing left of {}", "it") });
-        trigger
-            .tasks()
-            .spawn("other", async move { done.send(()).unwrap() });
+        trigger.tasks().spawn("warm-up", async { panic!("nothing left of {}", "it") });
+        trigger.tasks().spawn("other", async move { done.send(()).unwrap() });
         is_done.await.unwrap();
         assert_eq!(trigger.finish(DEADLINE).await, []);
         let log = captured.text();
@@ -365,24 +338,17 @@ mod tests {
         for (end, panics) in [(End::Returned, false), (End::Panicked, true)] {
             let (trigger, _watch) = new();
             trigger.tasks().spawn("other", future::ready(()));
-            trigger
-                .tasks()
-                .spawn_essential("worker", async move { assert!(!panics, "so it ends") });
+            trigger.tasks().spawn_essential("worker", async move { assert!(!panics, "so it ends") });
             let ended = trigger.essential_task_ended().await;
             assert_eq!(ended, EssentialTaskEnded { name: "worker", end });
-            assert_eq!(
-                ended.to_string(),
-                format!("essential task \"worker\" {end} before the drain began")
-            );
+            assert_eq!(ended.to_string(), format!("essential task \"worker\" {end} before the drain began"));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_essential_task_that_ends_with_the_drain_is_not_fatal() {
         let (trigger, watch) = new();
-        trigger
-            .tasks()
-            .spawn_essential("worker", async move { watch.begun().await });
+        trigger.tasks().spawn_essential("worker", async move { watch.begun().await });
         trigger.begin();
         let ended = time::timeout(Duration::from_secs(60), trigger.essential_task_ended());
         assert!(ended.await.is_err());

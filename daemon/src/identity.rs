@@ -32,7 +32,8 @@ impl FromStr for PodUid {
     type Err = PodUidError;
 
     fn from_str(text: &str) -> Result<Self, PodUidError> {
-        let harmless = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let harmless =
+            (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if harmless { Ok(Self(text.into())) } else { Err(PodUidError) }
     }
 }

@@ -50,17 +50,8 @@ impl Liveness {
         let mut state = self.state();
         state.next_id += 1;
         let id = state.next_id;
-        state.beats.insert(
-            id,
-            Beat {
-                name,
-                at: Instant::now(),
-            },
-        );
-        Heart {
-            id,
-            liveness: self.clone(),
-        }
+        state.beats.insert(id, Beat { name, at: Instant::now() });
+        Heart { id, liveness: self.clone() }
     }
 
     /// The loops that have not beaten within [`STUCK_AFTER`]; none, if the process is alive.
@@ -73,10 +64,7 @@ impl Liveness {
             .beats
             .values()
             .filter(|beat| STUCK_AFTER < silent_for(beat))
-            .map(|beat| Stuck {
-                name: beat.name,
-                silent_for: silent_for(beat),
-            })
+            .map(|beat| Stuck { name: beat.name, silent_for: silent_for(beat) })
             .collect()
     }
 
@@ -134,13 +122,7 @@ mod tests {
         assert_eq!(liveness.stuck(), []);
         worker.beat();
         time::advance(Duration::from_secs(1)).await;
-        assert_eq!(
-            liveness.stuck(),
-            [Stuck {
-                name: "watch",
-                silent_for: Duration::from_secs(11)
-            }]
-        );
+        assert_eq!(liveness.stuck(), [Stuck { name: "watch", silent_for: Duration::from_secs(11) }]);
         watch.beat();
         assert_eq!(liveness.stuck(), []);
     }
@@ -157,9 +139,7 @@ mod tests {
     async fn a_runtime_that_turns_keeps_beating_until_the_drain() {
         let (trigger, watch) = drain::new();
         let liveness = Liveness::default();
-        trigger
-            .tasks()
-            .spawn("heartbeat", liveness.heart("data plane").keep_beating(watch));
+        trigger.tasks().spawn("heartbeat", liveness.heart("data plane").keep_beating(watch));
         time::sleep(Duration::from_secs(120)).await;
         assert_eq!(liveness.stuck(), []);
         assert_eq!(liveness.state().beats.len(), 1);

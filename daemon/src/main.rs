@@ -40,35 +40,18 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(USAGE)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
     let (question, socket) = match args.command {
         None => return run(args.run),
-        Some(Command::Probe {
-            probe: Probe::Live,
-            socket,
-        }) => (Question::Live, socket),
-        Some(Command::Probe {
-            probe: Probe::Ready,
-            socket,
-        }) => (Question::Ready, socket),
+        Some(Command::Probe { probe: Probe::Live, socket }) => (Question::Live, socket),
+        Some(Command::Probe { probe: Probe::Ready, socket }) => (Question::Ready, socket),
         Some(Command::LogLevel { filter: None, socket }) => (Question::LogLevel, socket),
-        Some(Command::LogLevel {
-            filter: Some(filter),
-            socket,
-        }) => (Question::SetLogLevel(filter), socket),
+        Some(Command::LogLevel { filter: Some(filter), socket }) => (Question::SetLogLevel(filter), socket),
     };
     let good = probe::run(&question, &socket.admin_socket);
-    if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(FAILED)
-    }
+    if good { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
 fn run(args: RunArgs) -> ExitCode {

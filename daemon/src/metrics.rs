@@ -23,9 +23,6 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry()).unwrap();
         let version = env!("CARGO_PKG_VERSION");
-        assert!(
-            text.contains(&format!("rolecall_build_info{{version=\"{version}\"}} 1\n")),
-            "{text}"
-        );
+        assert!(text.contains(&format!("rolecall_build_info{{version=\"{version}\"}} 1\n")), "{text}");
     }
 }

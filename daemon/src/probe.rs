@@ -58,10 +58,7 @@ pub enum Error {
     #[error("the daemon at {} gave no answer within {TIMEOUT:?}", path.display())]
     TimedOut { path: PathBuf },
     #[error("talk to the daemon at {}: {source}", path.display())]
-    Talk {
-        path: PathBuf,
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    Talk { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("start the event loop: {0}")]
     Runtime(io::Error),
 }
@@ -100,11 +97,7 @@ pub fn run(question: &Question, socket: &Path) -> bool {
 pub async fn ask(question: &Question, socket: &Path) -> Result<Answer, Error> {
     time::timeout(TIMEOUT, exchange(question, socket))
         .await
-        .unwrap_or_else(|_elapsed| {
-            Err(Error::TimedOut {
-                path: socket.to_owned(),
-            })
-        })
+        .unwrap_or_else(|_elapsed| Err(Error::TimedOut { path: socket.to_owned() }))
 }
 
 impl Question {
@@ -140,27 +133,15 @@ async fn exchange(question: &Question, socket: &Path) -> Result<Answer, Error> {
             _ => Error::Connect { path, source },
         }
     })?;
-    let talk = move |source| Error::Talk {
-        path: socket.to_owned(),
-        source,
-    };
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| talk(error.into()))?;
+    let talk = move |source| Error::Talk { path: socket.to_owned(), source };
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| talk(error.into()))?;
     let answer = async move {
-        let response = sender
-            .send_request(question.to_request())
-            .await
-            .map_err(|error| talk(error.into()))?;
+        let response =
+            sender.send_request(question.to_request()).await.map_err(|error| talk(error.into()))?;
         let good = response.status() == StatusCode::OK;
-        let body = Limited::new(response.into_body(), MAX_BODY)
-            .collect()
-            .await
-            .map_err(talk)?;
-        Ok(Answer {
-            good,
-            text: String::from_utf8_lossy(&body.to_bytes()).into_owned(),
-        })
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(talk)?;
+        Ok(Answer { good, text: String::from_utf8_lossy(&body.to_bytes()).into_owned() })
     };
     // The connection moves only while it is polled; how it ends matters no more than the answer says.
     let (answer, _) = tokio::join!(answer, connection);

@@ -6,11 +6,16 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::Notify;
+
 /// Ready once every [`Latch`] has been dropped and no [`Condition`] holds it back. Cloning is cheap.
 ///
 /// A value that never had a latch is ready: take every latch before anything can ask.
 #[derive(Clone, Default)]
-pub struct Readiness(Arc<Mutex<State>>);
+pub struct Readiness {
+    state: Arc<Mutex<State>>,
+    changed: Arc<Notify>,
+}
 
 /// Something that has to happen once before the daemon is ready; dropping it says that it has.
 #[must_use = "dropping it says that it has happened"]
@@ -40,22 +45,14 @@ impl Readiness {
         let mut state = self.state();
         let id = state.new_id();
         state.missing.insert(id, name.into());
-        Latch {
-            name,
-            id,
-            readiness: self.clone(),
-        }
+        Latch { name, id, readiness: self.clone() }
     }
 
     /// Registers something that can hold readiness back at any later time.
     #[must_use]
     pub fn condition(&self, name: &'static str) -> Condition {
         let id = self.state().new_id();
-        Condition {
-            name,
-            id,
-            readiness: self.clone(),
-        }
+        Condition { name, id, readiness: self.clone() }
     }
 
     #[must_use]
@@ -63,18 +60,28 @@ impl Readiness {
         self.state().missing.is_empty()
     }
 
+    /// Completes once it is ready.
+    pub async fn ready(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            // Enabled before looking, so that no change falls in between.
+            changed.as_mut().enable();
+            if self.is_ready() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// What holds readiness back, in words for an operator.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
-        self.state()
-            .missing
-            .values()
-            .map(|what| what.clone().into_owned())
-            .collect()
+        self.state().missing.values().map(|what| what.clone().into_owned()).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -88,6 +95,7 @@ impl Condition {
     /// Lets readiness be again.
     pub fn restored(&self) {
         self.readiness.state().missing.remove(&self.id);
+        self.readiness.changed.notify_waiters();
     }
 }
 
@@ -105,6 +113,7 @@ impl Drop for Latch {
             state.missing.remove(&self.id);
             state.missing.len()
         };
+        self.readiness.changed.notify_waiters();
         tracing::info!(done = self.name, still_missing, "a step of the start is done");
     }
 }
@@ -149,10 +158,7 @@ mod tests {
         assert!(readiness.is_ready());
         condition.broken("169.254.170.23 is gone from lo");
         condition.broken("fd00:ec2::23 is gone from lo");
-        assert_eq!(
-            readiness.missing(),
-            ["endpoint address: fd00:ec2::23 is gone from lo"]
-        );
+        assert_eq!(readiness.missing(), ["endpoint address: fd00:ec2::23 is gone from lo"]);
         condition.restored();
         assert!(readiness.is_ready());
         condition.broken("gone again");

@@ -14,7 +14,7 @@ use crate::{
 pub struct Sessions(Arc<Config>);
 
 /// What all sessions of this daemon have in common.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub name: SessionNameTemplate,
     /// Length of a session where the pod does not say.

@@ -99,9 +99,7 @@ impl LogLevel {
     pub fn set(&self, filter: LogFilter) -> Result<(), LogLevelError> {
         // The lock is held until both are changed, so that the last to set is the one that is shown.
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        self.filter
-            .reload(filter.to_env_filter())
-            .map_err(LogLevelError)?;
+        self.filter.reload(filter.to_env_filter()).map_err(LogLevelError)?;
         *shown = filter;
         Ok(())
     }
@@ -152,22 +150,14 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(config.filter.to_env_filter());
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(writer)
-        .with_ansi(ansi);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(ansi);
     let lines = match config.format {
         LogFormat::Text => lines.compact().boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
     };
     let dispatch = Dispatch::new(tracing_subscriber::registry().with(filter).with(lines));
     let shown = Arc::new(Mutex::new(config.filter.clone()));
-    (
-        dispatch,
-        LogLevel {
-            filter: handle,
-            shown,
-        },
-    )
+    (dispatch, LogLevel { filter: handle, shown })
 }
 
 /// Makes a panic a log line of the chosen form, with its place, instead of loose text.
@@ -181,9 +171,7 @@ fn log_panics() {
 
 /// Puts the noisy crates at `warn`, in front of `filter`, whose own directives win.
 fn with_noise_kept_down(filter: &str) -> String {
-    let overall = directives(filter)
-        .filter_map(|one| one.parse::<LevelFilter>().ok())
-        .last();
+    let overall = directives(filter).filter_map(|one| one.parse::<LevelFilter>().ok()).last();
     // Who asks for `error` or less does not want to hear more from these.
     if overall.is_none_or(|overall| overall < LevelFilter::WARN) {
         return filter.to_owned();
@@ -195,10 +183,7 @@ fn with_noise_kept_down(filter: &str) -> String {
 }
 
 fn directives(filter: &str) -> impl Iterator<Item = &str> {
-    filter
-        .split(',')
-        .map(str::trim)
-        .filter(|directive| !directive.is_empty())
+    filter.split(',').map(str::trim).filter(|directive| !directive.is_empty())
 }
 
 /// Logs kept in memory, for the tests of every part.
@@ -219,10 +204,7 @@ pub(crate) mod test {
 
         pub(crate) fn dispatch(&self, format: LogFormat, filter: &str) -> (Dispatch, LogLevel) {
             let sink = self.clone();
-            let config = Config {
-                format,
-                filter: filter.parse().unwrap(),
-            };
+            let config = Config { format, filter: filter.parse().unwrap() };
             with_writer(&config, move || sink.clone())
         }
 
@@ -258,13 +240,7 @@ mod tests {
             tracing::warn!(target: "kube_client::client", "kube at warn");
         });
         let text = captured.text();
-        let all = [
-            "ours at debug",
-            "ours at info",
-            "ours at error",
-            "kube at info",
-            "kube at warn",
-        ];
+        let all = ["ours at debug", "ours at info", "ours at error", "kube at info", "kube at warn"];
         let passed: Vec<&str> = all.into_iter().filter(|message| text.contains(message)).collect();
         assert_eq!(passed, expect, "{filter}");
     }
@@ -272,14 +248,8 @@ mod tests {
     #[test]
     fn noisy_crates_stay_at_warn_unless_asked() {
         check_passing("info", &["ours at info", "ours at error", "kube at warn"]);
-        check_passing(
-            "DEBUG",
-            &["ours at debug", "ours at info", "ours at error", "kube at warn"],
-        );
-        check_passing(
-            "info,kube=info",
-            &["ours at info", "ours at error", "kube at info", "kube at warn"],
-        );
+        check_passing("DEBUG", &["ours at debug", "ours at info", "ours at error", "kube at warn"]);
+        check_passing("info,kube=info", &["ours at info", "ours at error", "kube at info", "kube at warn"]);
         check_passing(
             "info,kube_client::client=info",
             &["ours at info", "ours at error", "kube at info", "kube at warn"],
@@ -301,10 +271,7 @@ mod tests {
             tracing::debug!("after");
         });
         let text = captured.text();
-        assert!(
-            text.contains("between") && !text.contains("before") && !text.contains("after"),
-            "{text}"
-        );
+        assert!(text.contains("between") && !text.contains("before") && !text.contains("after"), "{text}");
         assert_eq!(level.get().as_str(), "info");
     }
 
@@ -337,21 +304,13 @@ mod tests {
 
     #[test]
     fn a_filter_that_would_not_do_what_it_says_is_refused() {
-        for good in [
-            "info",
-            " warn ",
-            "INFO",
-            "off",
-            "info,kube=debug",
-            "info,[request{pod=a}]=trace",
-            "a=off,debug",
-        ] {
+        for good in
+            ["info", " warn ", "INFO", "off", "info,kube=debug", "info,[request{pod=a}]=trace", "a=off,debug"]
+        {
             let filter = good.parse::<LogFilter>().unwrap();
             assert_eq!(filter.as_str(), good.trim());
             // What the check accepts, the filter itself must not drop in silence.
-            EnvFilter::builder()
-                .parse(with_noise_kept_down(good.trim()))
-                .unwrap();
+            EnvFilter::builder().parse(with_noise_kept_down(good.trim())).unwrap();
         }
         for (bad, problem) in [
             ("", "the filter is empty"),
@@ -360,10 +319,7 @@ mod tests {
             ("kube=loud", "expected one of"),
         ] {
             let error = bad.parse::<LogFilter>().unwrap_err().to_string();
-            assert!(
-                error.contains(problem) && error.contains("write a level"),
-                "{bad:?}: {error}"
-            );
+            assert!(error.contains(problem) && error.contains("write a level"), "{bad:?}: {error}");
         }
     }
 }

@@ -45,19 +45,13 @@ struct Daemon {
 impl Doors {
     fn open() -> Self {
         let dir = TempDir::new().unwrap();
-        let config = telemetry::Config {
-            format: LogFormat::Text,
-            filter: "info".parse().unwrap(),
-        };
+        let config = telemetry::Config { format: LogFormat::Text, filter: "info".parse().unwrap() };
         let (dispatch, log_level) = telemetry::with_writer(&config, std::io::sink);
         let readiness = Readiness::default();
         let socket = dir.path().join("admin.sock");
-        let bound = admin::Bound::bind(admin::Config {
-            listen: None,
-            socket: socket.clone(),
-            metrics_listen: None,
-        })
-        .unwrap();
+        let bound =
+            admin::Bound::bind(admin::Config { listen: None, socket: socket.clone(), metrics_listen: None })
+                .unwrap();
         let state = admin::State {
             liveness: Liveness::default(),
             readiness: readiness.clone(),
@@ -65,14 +59,7 @@ impl Doors {
             registry: Arc::new(metrics::registry()),
         };
         let admin = bound.serve(state).unwrap();
-        Self {
-            readiness,
-            log_level,
-            socket,
-            _admin: admin,
-            _dispatch: dispatch,
-            _dir: dir,
-        }
+        Self { readiness, log_level, socket, _admin: admin, _dispatch: dispatch, _dir: dir }
     }
 }
 
@@ -90,12 +77,7 @@ impl Daemon {
     fn spawn(mut command: Command, dir: TempDir) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        Self {
-            child,
-            log,
-            socket: dir.path().join("admin.sock"),
-            _dir: dir,
-        }
+        Self { child, log, socket: dir.path().join("admin.sock"), _dir: dir }
     }
 
     /// Reads the log up to the line with `part`.
@@ -132,10 +114,7 @@ fn command(dir: &Path) -> Command {
         "--listen=127.0.0.1:0",
     ]);
     // As variables, so that a test can override them.
-    command.envs([
-        ("ROLECALL_ADMIN_LISTEN", "127.0.0.1:0"),
-        ("ROLECALL_METRICS_LISTEN", "127.0.0.1:0"),
-    ]);
+    command.envs([("ROLECALL_ADMIN_LISTEN", "127.0.0.1:0"), ("ROLECALL_METRICS_LISTEN", "127.0.0.1:0")]);
     command.arg(format!("--admin-socket={}", dir.join("admin.sock").display()));
     command.arg(format!("--kubeconfig={}", kubeconfig(dir).display()));
     command.arg(format!("--pods-dir={}", dir.display()));
@@ -168,11 +147,7 @@ fn ask(words: &[&str], socket: &Path) -> Output {
 fn check(output: &Output, code: i32, stdout: &str, stderr: &str) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_owned()).unwrap();
     assert_eq!(
-        (
-            output.status.code(),
-            text(&output.stdout).as_str(),
-            text(&output.stderr).as_str()
-        ),
+        (output.status.code(), text(&output.stdout).as_str(), text(&output.stderr).as_str()),
         (Some(code), stdout, stderr)
     );
 }
@@ -181,12 +156,7 @@ fn check(output: &Output, code: i32, stdout: &str, stderr: &str) {
 fn a_probe_says_yes_by_its_exit_code_and_why_not_on_standard_error() {
     let doors = Doors::open();
     let latch = doors.readiness.latch("pods synced");
-    check(
-        &ask(&["probe", "ready"], &doors.socket),
-        1,
-        "",
-        "not ready, waiting for:\n- pods synced\n",
-    );
+    check(&ask(&["probe", "ready"], &doors.socket), 1, "", "not ready, waiting for:\n- pods synced\n");
     check(&ask(&["probe", "live"], &doors.socket), 0, "", "alive\n");
     drop(latch);
     check(&ask(&["probe", "ready"], &doors.socket), 0, "", "ready\n");
@@ -244,12 +214,8 @@ fn a_killed_daemon_leaves_nothing_that_stops_the_next() {
     let dir = TempDir::new().unwrap();
     for _ in 0..2 {
         let mut child = command(dir.path()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap())
-            .lines()
-            .map(Result::unwrap);
-        let opened = lines
-            .into_iter()
-            .any(|line| line.contains("the admin doors are open"));
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let opened = lines.into_iter().any(|line| line.contains("the admin doors are open"));
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(opened && dir.path().join("admin.sock").exists());
@@ -260,10 +226,7 @@ fn a_killed_daemon_leaves_nothing_that_stops_the_next() {
 fn its_memory_is_never_written_to_disk() {
     let daemon = Daemon::start(&[]);
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.child.id())).unwrap();
-    let cores = limits
-        .lines()
-        .find(|line| line.starts_with("Max core file size"))
-        .unwrap();
+    let cores = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     let words: Vec<&str> = cores.split_whitespace().collect();
     assert_eq!(words[4..6], ["0", "0"], "{cores}");
 }
@@ -274,23 +237,14 @@ fn it_takes_every_file_descriptor_it_may_have() {
     let direct = command(dir.path());
     let mut shell = Command::new("sh");
     shell.args(["-c", "ulimit -Sn 64; ulimit -Hn 512; exec \"$0\" \"$@\""]);
-    shell
-        .env_clear()
-        .arg(direct.get_program())
-        .args(direct.get_args());
+    shell.env_clear().arg(direct.get_program()).args(direct.get_args());
     shell.envs(direct.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let mut daemon = Daemon::spawn(shell, dir);
     let warning = daemon.wait_for("file descriptors");
-    assert!(
-        warning.contains("--max-connections 16384") && warning.contains("limit=512"),
-        "{warning}"
-    );
+    assert!(warning.contains("--max-connections 16384") && warning.contains("limit=512"), "{warning}");
     daemon.wait_for("the admin doors are open");
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.child.id())).unwrap();
-    let files = limits
-        .lines()
-        .find(|line| line.starts_with("Max open files"))
-        .unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     let words: Vec<&str> = files.split_whitespace().collect();
     assert_eq!(words[3..5], ["512", "512"], "{files}");
 }
@@ -303,10 +257,7 @@ fn every_line_of_a_json_log_is_an_object() {
     for line in (&mut daemon.log).lines().map(Result::unwrap) {
         let value: serde_json::Value =
             serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        assert!(
-            value["level"].is_string() && value["timestamp"].is_string(),
-            "{line}"
-        );
+        assert!(value["level"].is_string() && value["timestamp"].is_string(), "{line}");
         lines += 1;
     }
     assert!(0 < lines);
@@ -322,10 +273,7 @@ fn a_port_that_is_taken_ends_the_start_with_its_flag_and_address() {
         let output = command.arg(format!("{flag}={address}")).output().unwrap();
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(71), "{log}");
-        assert!(
-            log.contains(&format!("bind {flag} {address}: Address already in use")),
-            "{log}"
-        );
+        assert!(log.contains(&format!("bind {flag} {address}: Address already in use")), "{log}");
         assert!(log.contains("choose another port, or off"), "{log}");
     }
 }

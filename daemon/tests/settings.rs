@@ -11,11 +11,7 @@ const ALL: [(&str, &str, &str); 36] = [
     ("kubeconfig", "/etc/kubeconfig", "/etc/kubeconfig"),
     ("pods-dir", "/data/pods", "/data/pods"),
     ("audience", "aws.example", "aws.example"),
-    (
-        "token-issuer",
-        "https://old.example,https://new.example",
-        "https://old.example,https://new.example",
-    ),
+    ("token-issuer", "https://old.example,https://new.example", "https://old.example,https://new.example"),
     ("witness", "token", "token"),
     ("region", "eu-west-1", "eu-west-1"),
     // Beside the choices of a region's endpoint, so it is shown to be read by itself.
@@ -131,74 +127,39 @@ fn every_flag_is_in_the_table() {
 #[test]
 fn a_flag_and_its_variable_say_the_same() {
     let given = || ALL.iter().filter(|(_, value, _)| !value.is_empty());
-    let expect: String = given()
-        .map(|(flag, _, shown)| format!("--{flag}={shown}\n"))
-        .collect();
+    let expect: String = given().map(|(flag, _, shown)| format!("--{flag}={shown}\n")).collect();
 
-    let flags: Vec<String> = given()
-        .map(|(flag, value, _)| format!("--{flag}={value}"))
-        .collect();
+    let flags: Vec<String> = given().map(|(flag, value, _)| format!("--{flag}={value}")).collect();
     let by_flag = daemon(flags.iter().map(String::as_str).chain(["--check-config"]), &[]);
     assert_eq!(stdout(&by_flag), expect, "{}", stderr(&by_flag));
 
     let names: Vec<String> = given().map(|(flag, ..)| variable(flag)).collect();
-    let mut variables: Vec<(&str, &str)> = names
-        .iter()
-        .map(String::as_str)
-        .zip(given().map(|(_, value, _)| *value))
-        .collect();
+    let mut variables: Vec<(&str, &str)> =
+        names.iter().map(String::as_str).zip(given().map(|(_, value, _)| *value)).collect();
     variables.push(("ROLECALL_CHECK_CONFIG", "true"));
     let by_variable = daemon([], &variables);
     assert_eq!(stdout(&by_variable), expect, "{}", stderr(&by_variable));
 
     for (flags, variables) in [
-        (
-            &[
-                "--check-config",
-                "--node-name=n",
-                "--sts-endpoint=http://127.0.0.1:1",
-            ][..],
-            &[][..],
-        ),
-        (
-            &["--check-config", "--node-name=n"][..],
-            &[("ROLECALL_STS_ENDPOINT", "http://127.0.0.1:1")][..],
-        ),
+        (&["--check-config", "--node-name=n", "--sts-endpoint=http://127.0.0.1:1"][..], &[][..]),
+        (&["--check-config", "--node-name=n"][..], &[("ROLECALL_STS_ENDPOINT", "http://127.0.0.1:1")][..]),
     ] {
         let output = daemon(flags.iter().copied(), variables);
-        assert!(
-            stdout(&output).contains("--sts-endpoint=http://127.0.0.1:1/\n"),
-            "{}",
-            stderr(&output)
-        );
+        assert!(stdout(&output).contains("--sts-endpoint=http://127.0.0.1:1/\n"), "{}", stderr(&output));
     }
 }
 
 #[test]
 fn a_flag_wins_over_its_variable() {
-    let variables = [
-        ("ROLECALL_NODE_NAME", "n"),
-        ("ROLECALL_REGION", "x"),
-        ("ROLECALL_STS_FIPS", "true"),
-    ];
+    let variables = [("ROLECALL_NODE_NAME", "n"), ("ROLECALL_REGION", "x"), ("ROLECALL_STS_FIPS", "true")];
     let output = daemon(["--check-config", "--region=y", "--sts-fips=false"], &variables);
-    assert!(
-        stdout(&output).contains("--region=y\n--sts-fips=false\n"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stdout(&output).contains("--region=y\n--sts-fips=false\n"), "{}", stderr(&output));
 }
 
 #[test]
 fn the_defaults_are_these() {
-    let output = daemon(
-        ["--check-config"],
-        &[("ROLECALL_NODE_NAME", "n"), ("AWS_REGION", "eu-west-1")],
-    );
-    assert_eq!(
-        (output.status.code(), stdout(&output).as_str()),
-        (Some(0), DEFAULTS)
-    );
+    let output = daemon(["--check-config"], &[("ROLECALL_NODE_NAME", "n"), ("AWS_REGION", "eu-west-1")]);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), DEFAULTS));
     assert_eq!(stderr(&output), "");
 }
 
@@ -222,11 +183,7 @@ fn a_bad_value_exits_64_naming_flag_value_and_remedy() {
     let enough = [("ROLECALL_NODE_NAME", "n"), ("AWS_REGION", "eu-west-1")];
     // Found by the parser of the flag.
     check_usage_error(&["--hold=soon"], &enough, &["--hold", "soon", "700ms"]);
-    check_usage_error(
-        &[],
-        &[("ROLECALL_MAX_CONNECTIONS", "many")],
-        &["--max-connections", "many"],
-    );
+    check_usage_error(&[], &[("ROLECALL_MAX_CONNECTIONS", "many")], &["--max-connections", "many"]);
     check_usage_error(&["--no-such-flag"], &enough, &["--no-such-flag"]);
     // Found by comparing it with what it means.
     check_usage_error(
@@ -243,20 +200,14 @@ fn a_bad_value_exits_64_naming_flag_value_and_remedy() {
     check_usage_error(&["log-level", "inof"], &[], &["inof", "write a level"]);
     check_usage_error(&["probe", "well"], &[], &["well", "live"]);
     // Both at once, and a check alone.
-    check_usage_error(
-        &["--hold=1200ms", "--check-config"],
-        &[],
-        &["--hold 1.2s", "--node-name", "--region"],
-    );
+    check_usage_error(&["--hold=1200ms", "--check-config"], &[], &["--hold 1.2s", "--node-name", "--region"]);
 }
 
 #[test]
 fn help_and_version_are_no_errors() {
-    for (flag, part) in [
-        ("--help", "Usage: rolecall-daemon"),
-        ("-h", "--node-name"),
-        ("--version", "rolecall-daemon 0."),
-    ] {
+    for (flag, part) in
+        [("--help", "Usage: rolecall-daemon"), ("-h", "--node-name"), ("--version", "rolecall-daemon 0.")]
+    {
         let output = daemon([flag], &[]);
         assert_eq!(output.status.code(), Some(0), "{flag}");
         assert!(stdout(&output).contains(part), "{flag}: {}", stdout(&output));

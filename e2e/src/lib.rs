@@ -1,1 +1,27 @@
-//! Placeholder while the workspace builds its dependencies.
+//! The real parts that Rolecall is tested with: a Kubernetes control plane, a third party's STS, the AWS SDKs.
+//!
+//! Each part is a child process with a loopback address and a folder of its own. It ends when its handle is
+//! dropped, and at the latest with the test process, however that ends. Nothing here needs root.
+//!
+//! - [`ControlPlane`] is kube-apiserver with etcd, and what kubelets and operators would do to it.
+//! - [`Moto`] is an STS that was not written by us.
+//! - [`Sdk`] is an AWS SDK or the AWS CLI, unmodified, as an application would use it.
+//! - [`Process`] is any other program, such as the daemon; [`binary`] finds those of this workspace.
+
+mod binaries;
+pub mod control_plane;
+mod loopback;
+mod moto;
+mod plain_http;
+mod process;
+mod scratch;
+pub mod sdk;
+mod tools;
+
+pub use binaries::binary;
+pub use control_plane::ControlPlane;
+pub use loopback::{free_port, own_address};
+pub use moto::Moto;
+pub use process::Process;
+pub use scratch::Scratch;
+pub use sdk::Sdk;

@@ -97,11 +97,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_more_than_the_limit_are_served_at_a_time_and_all_in_the_end() {
-        let (now, most, served) = (
-            Arc::new(AtomicUsize::new(0)),
-            Arc::new(AtomicUsize::new(0)),
-            Arc::new(Mutex::new(Vec::new())),
-        );
+        let (now, most, served) =
+            (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
         let serve = {
             let (now, most, served) = (now.clone(), most.clone(), served.clone());
             move |n: u32| {

@@ -88,10 +88,9 @@ async fn answer(door: Door, state: &State, request: Request<Incoming>) -> Respon
             "the level is set over the Unix socket: rolecall-daemon log-level FILTER\n".to_owned(),
         ),
         (Door::Loopback | Door::Socket, "/log-level") => not_allowed("GET, HEAD, PUT"),
-        (Door::Loopback | Door::Socket, _) => text(
-            StatusCode::NOT_FOUND,
-            "here are /healthz, /readyz and /log-level\n".to_owned(),
-        ),
+        (Door::Loopback | Door::Socket, _) => {
+            text(StatusCode::NOT_FOUND, "here are /healthz, /readyz and /log-level\n".to_owned())
+        }
         (Door::Metrics, _) => text(StatusCode::NOT_FOUND, "here is /metrics\n".to_owned()),
     }
 }
@@ -103,12 +102,7 @@ fn healthz(state: &State) -> Response<Full<Bytes>> {
     }
     let mut body = "stuck:\n".to_owned();
     for loop_ in stuck {
-        let _ = writeln!(
-            body,
-            "- {}, silent for {} s",
-            loop_.name,
-            loop_.silent_for.as_secs()
-        );
+        let _ = writeln!(body, "- {}, silent for {} s", loop_.name, loop_.silent_for.as_secs());
     }
     text(StatusCode::SERVICE_UNAVAILABLE, body)
 }
@@ -131,20 +125,14 @@ fn metrics(state: &State) -> Response<Full<Bytes>> {
         Ok(()) => typed(StatusCode::OK, OPENMETRICS, body),
         Err(error) => {
             tracing::error!(%error, "encode the metrics");
-            text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the metrics cannot be encoded\n".to_owned(),
-            )
+            text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded\n".to_owned())
         }
     }
 }
 
 async fn set_log_level(state: &State, body: Incoming) -> Response<Full<Bytes>> {
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
-        return text(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("a filter has at most {MAX_BODY} bytes\n"),
-        );
+        return text(StatusCode::PAYLOAD_TOO_LARGE, format!("a filter has at most {MAX_BODY} bytes\n"));
     };
     let body = body.to_bytes();
     let filter: LogFilter = match str::from_utf8(&body).unwrap_or_default().parse() {
@@ -161,13 +149,8 @@ async fn set_log_level(state: &State, body: Incoming) -> Response<Full<Bytes>> {
 }
 
 fn not_allowed(allow: &'static str) -> Response<Full<Bytes>> {
-    let mut response = text(
-        StatusCode::METHOD_NOT_ALLOWED,
-        format!("this page takes {allow}\n"),
-    );
-    response
-        .headers_mut()
-        .insert(header::ALLOW, HeaderValue::from_static(allow));
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("this page takes {allow}\n"));
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
     response
 }
 

@@ -53,10 +53,7 @@ fn settle(listener: &UnixListener, draft: &Path, path: &Path) -> io::Result<Sock
     fs::set_permissions(draft, Permissions::from_mode(0o600))?;
     let id = id_of(draft)?;
     fs::rename(draft, path)?;
-    Ok(SocketFile {
-        path: path.to_owned(),
-        id,
-    })
+    Ok(SocketFile { path: path.to_owned(), id })
 }
 
 /// Whether `path` may be taken.
@@ -112,10 +109,7 @@ mod tests {
     }
 
     fn names(directory: &Path) -> Vec<OsString> {
-        fs::read_dir(directory)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect()
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect()
     }
 
     #[test]
@@ -147,10 +141,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("admin.sock");
         let (_listener, _file) = bind(&path).unwrap();
-        assert_eq!(
-            bind(&path).err().map(|error| error.kind()),
-            Some(ErrorKind::AddrInUse)
-        );
+        assert_eq!(bind(&path).err().map(|error| error.kind()), Some(ErrorKind::AddrInUse));
         UnixStream::connect(&path).unwrap();
     }
 
@@ -159,10 +150,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("admin.sock");
         fs::write(&path, "mine").unwrap();
-        assert_eq!(
-            bind(&path).err().map(|error| error.kind()),
-            Some(ErrorKind::AlreadyExists)
-        );
+        assert_eq!(bind(&path).err().map(|error| error.kind()), Some(ErrorKind::AlreadyExists));
         assert_eq!(fs::read(&path).unwrap(), b"mine");
     }
 

@@ -52,13 +52,7 @@ pub struct EndpointArgs {
     )]
     pub listen: Vec<SocketAddr>,
     /// Whether a pod may ask for a role by its ARN in the path, beside that of its annotation
-    #[arg(
-        long,
-        env = "ROLECALL_ROLE_IN_PATH",
-        value_name = "RULE",
-        value_enum,
-        default_value = "allow"
-    )]
+    #[arg(long, env = "ROLECALL_ROLE_IN_PATH", value_name = "RULE", value_enum, default_value = "allow")]
     pub role_in_path: RolesInPath,
     /// How long a request is held in silence for its credentials, below 1s: most SDKs give up after 1 s
     ///
@@ -66,13 +60,7 @@ pub struct EndpointArgs {
     #[arg(long, env = "ROLECALL_HOLD", value_name = "TIME", default_value = "700ms", value_parser = duration)]
     pub hold: Duration,
     /// What a request gets whose credentials take longer than --hold
-    #[arg(
-        long,
-        env = "ROLECALL_SLOW_ANSWER",
-        value_name = "WAY",
-        value_enum,
-        default_value = "drip"
-    )]
+    #[arg(long, env = "ROLECALL_SLOW_ANSWER", value_name = "WAY", value_enum, default_value = "drip")]
     pub slow_answer: SlowAnswer,
     /// Time between two pieces of white space in a begun answer, 100ms to 900ms
     #[arg(

@@ -46,12 +46,7 @@ pub struct TokenArgs {
     /// Issuer that tokens must have; repeatable. Without it, the issuer that the API server names
     ///
     /// Give both the old and the new one while a cluster's --service-account-issuer is being changed.
-    #[arg(
-        long,
-        env = "ROLECALL_TOKEN_ISSUER",
-        value_name = "ISSUER",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ROLECALL_TOKEN_ISSUER", value_name = "ISSUER", value_delimiter = ',')]
     pub token_issuer: Vec<String>,
     /// What must tell who is asking: the pod's address as well as its token, or its token alone
     ///

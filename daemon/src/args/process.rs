@@ -11,12 +11,7 @@ use crate::telemetry::{LogFilter, LogFormat};
 #[command(next_help_heading = "Process")]
 pub struct ProcessArgs {
     /// Loopback address of /healthz, /readyz and /log-level, or off
-    #[arg(
-        long,
-        env = "ROLECALL_ADMIN_LISTEN",
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:9910"
-    )]
+    #[arg(long, env = "ROLECALL_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9910")]
     pub admin_listen: ListenAddress,
     #[command(flatten)]
     pub admin_socket: AdminSocketArgs,
@@ -24,12 +19,7 @@ pub struct ProcessArgs {
     ///
     /// Set it to the node's address, as in $(NODE_IP):9911, for a Prometheus that runs elsewhere. The metrics name
     /// no pod and hold no secret.
-    #[arg(
-        long,
-        env = "ROLECALL_METRICS_LISTEN",
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:9911"
-    )]
+    #[arg(long, env = "ROLECALL_METRICS_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9911")]
     pub metrics_listen: ListenAddress,
     /// How long requests under way may take to end after SIGTERM
     ///
@@ -63,23 +53,12 @@ pub struct AdminSocketArgs {
 #[command(next_help_heading = "Logs")]
 pub struct LogArgs {
     /// Form of the log, which goes to standard error
-    #[arg(
-        long,
-        env = "ROLECALL_LOG_FORMAT",
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "text"
-    )]
+    #[arg(long, env = "ROLECALL_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
     /// Which events are logged: a level, or directives such as info,rolecall_daemon::sts=debug
     ///
     /// Libraries are kept at warn unless a directive names them. It can be changed while the daemon runs:
     /// rolecall-daemon log-level.
-    #[arg(
-        long,
-        env = "ROLECALL_LOG_LEVEL",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
+    #[arg(long, env = "ROLECALL_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
     pub log_level: LogFilter,
 }

@@ -102,14 +102,9 @@ pub struct SessionArgs {
         value_parser = duration
     )]
     pub session_duration: Duration,
-    /// Template of the RoleSessionName, which CloudTrail shows, of {namespace}, {pod}, {service_account}, {cluster}
+    /// Template of the RoleSessionName, which CloudTrail shows, of {namespace}, {pod}, {serviceAccount}, {cluster}, {node}
     /// and text
-    #[arg(
-        long,
-        env = "ROLECALL_SESSION_NAME",
-        value_name = "TEMPLATE",
-        default_value = "{namespace}.{pod}"
-    )]
+    #[arg(long, env = "ROLECALL_SESSION_NAME", value_name = "TEMPLATE", default_value = "{namespace}.{pod}")]
     pub session_name: String,
     /// Name of this cluster, for {cluster} in --session-name
     #[arg(long, env = "ROLECALL_CLUSTER_NAME", value_name = "NAME")]

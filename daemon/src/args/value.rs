@@ -51,10 +51,7 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        return text
-            .parse()
-            .map(Duration::from_secs)
-            .map_err(|_| "this is longer than time".to_owned());
+        return text.parse().map(Duration::from_secs).map_err(|_| "this is longer than time".to_owned());
     }
     text.parse::<SignedDuration>()
         .ok()
@@ -88,21 +85,10 @@ mod tests {
     #[test]
     fn an_address_has_a_port() {
         assert!(socket_address("[fd00:ec2::23]:80").is_ok());
-        for bad in [
-            "",
-            "169.254.170.23",
-            "fd00:ec2::23:80",
-            ":80",
-            "localhost:80",
-            "1.2.3.4:65536",
-            "off",
-        ] {
+        for bad in ["", "169.254.170.23", "fd00:ec2::23:80", ":80", "localhost:80", "1.2.3.4:65536", "off"] {
             assert!(socket_address(bad).is_err(), "{bad}");
         }
         assert_eq!("off".parse(), Ok(ListenAddress::Off));
-        assert!(
-            "no".parse::<ListenAddress>()
-                .is_err_and(|error| error.ends_with(", or off"))
-        );
+        assert!("no".parse::<ListenAddress>().is_err_and(|error| error.ends_with(", or off")));
     }
 }

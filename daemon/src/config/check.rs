@@ -18,8 +18,8 @@ use super::{Config, ConfigError, KubernetesConfig, ServerConfig, TokensConfig};
 use crate::{
     admin,
     args::{
-        EndpointArgs, LimitArgs, PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer, StsArgs,
-        TokenArgs, Witness,
+        EndpointArgs, LimitArgs, PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer,
+        StsArgs, TokenArgs, Witness,
     },
     credentials::{self, SessionNameTemplate},
     server::{caller, endpoint, limits, listener, slow},
@@ -45,17 +45,7 @@ const GIVE_UP_HOLDING: Duration = Duration::from_secs(60);
 const MAX_SOCKET_PATH: usize = 96;
 
 pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
-    let RunArgs {
-        pods,
-        tokens,
-        sts,
-        sessions,
-        endpoint,
-        limits,
-        process,
-        log,
-        environment,
-    } = args;
+    let RunArgs { pods, tokens, sts, sessions, endpoint, limits, process, log, environment } = args;
     let mut checked = Checked::default();
     check_listeners(&mut checked, &endpoint, &process);
     let node_name = check_node_name(&mut checked, &pods);
@@ -86,16 +76,9 @@ pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
         },
         drain_deadline: check_drain(&mut checked, process.drain_deadline),
         admin: check_admin(&mut checked, process),
-        log: telemetry::Config {
-            format: log.log_format,
-            filter: log.log_level,
-        },
+        log: telemetry::Config { format: log.log_format, filter: log.log_level },
     };
-    if checked.mistakes.is_empty() {
-        Ok(config)
-    } else {
-        Err(checked.mistakes)
-    }
+    if checked.mistakes.is_empty() { Ok(config) } else { Err(checked.mistakes) }
 }
 
 /// The mistakes found so far.
@@ -112,11 +95,7 @@ impl Checked {
     }
 
     fn mistake(&mut self, flag: &'static str, given: String, remedy: impl Into<String>) {
-        self.mistakes.push(ConfigError {
-            flag,
-            given,
-            remedy: remedy.into(),
-        });
+        self.mistakes.push(ConfigError { flag, given, remedy: remedy.into() });
     }
 }
 
@@ -132,9 +111,7 @@ fn check_node_name(checked: &mut Checked, args: &PodArgs) -> String {
     }
     // The name goes into a field selector, where a comma would begin another condition.
     let is_name = name.len() <= 253
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
     checked.that(
         is_name,
         "--node-name",
@@ -158,12 +135,8 @@ fn check_tokens(checked: &mut Checked, pods: &PodArgs, args: &TokenArgs, node_na
         "give the audience of the pods' tokens, usually sts.amazonaws.com",
     );
     // A chart that sets every variable leaves this one empty.
-    let issuers: Vec<String> = args
-        .token_issuer
-        .iter()
-        .filter(|issuer| !issuer.is_empty())
-        .cloned()
-        .collect();
+    let issuers: Vec<String> =
+        args.token_issuer.iter().filter(|issuer| !issuer.is_empty()).cloned().collect();
     for issuer in &issuers {
         checked.that(
             is_one_word(issuer),
@@ -329,18 +302,11 @@ fn check_listeners(checked: &mut Checked, endpoint: &EndpointArgs, process: &Pro
         "",
         "give the addresses that pods ask, such as 169.254.170.23:80",
     );
-    let all = endpoint
-        .listen
-        .iter()
-        .map(|address| ("--listen", *address))
-        .chain(
-            [
-                ("--admin-listen", process.admin_listen),
-                ("--metrics-listen", process.metrics_listen),
-            ]
+    let all = endpoint.listen.iter().map(|address| ("--listen", *address)).chain(
+        [("--admin-listen", process.admin_listen), ("--metrics-listen", process.metrics_listen)]
             .into_iter()
             .filter_map(|(flag, listen)| Some((flag, listen.address()?))),
-        );
+    );
     let mut earlier: Vec<(&'static str, SocketAddr)> = Vec::new();
     for (flag, address) in all {
         let conflicts: BTreeSet<String> = earlier
@@ -374,11 +340,7 @@ fn is_one_word(text: &str) -> bool {
 }
 
 fn whole_seconds(duration: Duration) -> Option<u32> {
-    if duration.subsec_nanos() == 0 {
-        u32::try_from(duration.as_secs()).ok()
-    } else {
-        None
-    }
+    if duration.subsec_nanos() == 0 { u32::try_from(duration.as_secs()).ok() } else { None }
 }
 
 fn as_usize(count: u32) -> usize {

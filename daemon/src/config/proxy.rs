@@ -34,11 +34,7 @@ impl ProxyConfig {
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
-        Ok(Self {
-            https,
-            http,
-            no_proxy: environment.no_proxy.clone(),
-        })
+        Ok(Self { https, http, no_proxy: environment.no_proxy.clone() })
     }
 }
 
@@ -52,11 +48,7 @@ impl ProxyUrl {
     /// Takes `host:port` for a plain http proxy, as curl does.
     fn parse(flag: &'static str, text: &str) -> Result<Self, ConfigError> {
         let text = text.trim();
-        let whole = if text.contains("://") {
-            text.to_owned()
-        } else {
-            format!("http://{text}")
-        };
+        let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         match whole.parse::<Url>() {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(Self(url)),
             Ok(_) | Err(_) => Err(ConfigError {

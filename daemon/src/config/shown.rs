@@ -12,7 +12,8 @@ use crate::{
 
 /// Flag and value, in the order of the help. What is not set is left out; the variables without a flag come last.
 pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
-    let Config { kubernetes, tokens, sessions, credentials, sts, server, admin, log, drain_deadline } = config;
+    let Config { kubernetes, tokens, sessions, credentials, sts, server, admin, log, drain_deadline } =
+        config;
     let (timing, limits) = (server.endpoint.timing, server.limits);
     let witness = match server.callers.witness {
         Witness::TokenAndAddress => args::Witness::TokenAndAddress,
@@ -25,10 +26,7 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
     };
     let rows: [(&'static str, Option<String>); 39] = [
         ("--node-name", Some(kubernetes.node_name.clone())),
-        (
-            "--kubeconfig",
-            kubernetes.kubeconfig.as_ref().map(|path| path.display().to_string()),
-        ),
+        ("--kubeconfig", kubernetes.kubeconfig.as_ref().map(|path| path.display().to_string())),
         ("--pods-dir", Some(tokens.pods_dir.display().to_string())),
         ("--audience", Some(tokens.verify.audience.clone())),
         ("--token-issuer", joined(tokens.verify.issuers.iter().cloned())),
@@ -38,28 +36,13 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("--sts-fips", Some(sts.fips.to_string())),
         ("--sts-dual-stack", Some(sts.dual_stack.to_string())),
         ("--sts-concurrency", Some(credentials.concurrency.to_string())),
-        (
-            "--sts-connect-timeout",
-            Some(format!("{:?}", sts.connect_timeout)),
-        ),
-        (
-            "--sts-attempt-timeout",
-            Some(format!("{:?}", sts.attempt_timeout)),
-        ),
-        (
-            "--sts-hedge-after",
-            Some(format!("{:?}", credentials.hedge_after)),
-        ),
-        (
-            "--session-duration",
-            Some(format!("{:?}", sessions.duration.as_duration())),
-        ),
+        ("--sts-connect-timeout", Some(format!("{:?}", sts.connect_timeout))),
+        ("--sts-attempt-timeout", Some(format!("{:?}", sts.attempt_timeout))),
+        ("--sts-hedge-after", Some(format!("{:?}", credentials.hedge_after))),
+        ("--session-duration", Some(format!("{:?}", sessions.duration.as_duration()))),
         ("--session-name", Some(sessions.name.to_string())),
         ("--cluster-name", (!sessions.cluster.is_empty()).then(|| sessions.cluster.clone())),
-        (
-            "--max-roles-per-pod",
-            Some(credentials.roles_per_pod.to_string()),
-        ),
+        ("--max-roles-per-pod", Some(credentials.roles_per_pod.to_string())),
         ("--listen", joined(server.listen.iter().map(ToString::to_string))),
         ("--role-in-path", Some(name_of(&role_in_path))),
         ("--hold", Some(format!("{:?}", timing.hold))),
@@ -68,14 +51,8 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("--give-up-after", Some(format!("{:?}", timing.give_up_after))),
         ("--caller-wait", Some(format!("{:?}", server.callers.wait))),
         ("--header-timeout", Some(format!("{:?}", server.listener.header_timeout))),
-        (
-            "--max-requests-per-second-per-pod",
-            Some(limits.requests_per_second.to_string()),
-        ),
-        (
-            "--max-connections-per-pod",
-            Some(limits.connections.to_string()),
-        ),
+        ("--max-requests-per-second-per-pod", Some(limits.requests_per_second.to_string())),
+        ("--max-connections-per-pod", Some(limits.connections.to_string())),
         ("--max-waiting-per-pod", Some(limits.waiting.to_string())),
         ("--max-connections", Some(server.listener.max_connections.to_string())),
         ("--admin-listen", Some(address_or_off(admin.listen))),
@@ -88,18 +65,12 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("HTTP_PROXY", sts.proxy.http.as_ref().map(ToString::to_string)),
         ("NO_PROXY", sts.proxy.no_proxy.clone()),
     ];
-    rows.into_iter()
-        .filter_map(|(flag, value)| Some((flag, value?)))
-        .collect()
+    rows.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect()
 }
 
 fn joined(values: impl Iterator<Item = String>) -> Option<String> {
     let values: Vec<String> = values.collect();
-    if values.is_empty() {
-        None
-    } else {
-        Some(values.join(","))
-    }
+    if values.is_empty() { None } else { Some(values.join(",")) }
 }
 
 fn address_or_off(address: Option<SocketAddr>) -> String {
@@ -108,8 +79,5 @@ fn address_or_off(address: Option<SocketAddr>) -> String {
 
 /// The value as it is typed.
 fn name_of(value: &impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }

@@ -76,9 +76,10 @@ fn token_volumes(spec: &PodSpec, audience: &str) -> Arc<[TokenVolume]> {
         .flat_map(|volume| {
             let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
             let tokens = sources.filter_map(|source| source.service_account_token.as_ref());
-            tokens
-                .filter(|token| token.audience.as_deref() == Some(audience))
-                .map(|token| TokenVolume { volume: volume.name.as_str().into(), path: token.path.as_str().into() })
+            tokens.filter(|token| token.audience.as_deref() == Some(audience)).map(|token| TokenVolume {
+                volume: volume.name.as_str().into(),
+                path: token.path.as_str().into(),
+            })
         })
         .take(MAX_TOKEN_VOLUMES)
         .collect();
@@ -123,7 +124,8 @@ mod tests {
 
     #[test]
     fn both_families_are_read_once_each() {
-        let pod = read(json!({"status": {"podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]}}));
+        let pod =
+            read(json!({"status": {"podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]}}));
         let expect: Vec<IpAddr> = vec!["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()];
         assert_eq!(pod.addresses, expect);
         assert_eq!(read(json!({"status": {"podIP": "10.0.0.7"}})).addresses, expect[..1]);
@@ -140,9 +142,13 @@ mod tests {
 
     #[test]
     fn only_succeeded_and_failed_pods_are_finished() {
-        for (phase, finished) in
-            [("Pending", false), ("Running", false), ("Unknown", false), ("Succeeded", true), ("Failed", true)]
-        {
+        for (phase, finished) in [
+            ("Pending", false),
+            ("Running", false),
+            ("Unknown", false),
+            ("Succeeded", true),
+            ("Failed", true),
+        ] {
             assert_eq!(read(json!({"status": {"phase": phase}})).finished, finished, "{phase}");
         }
         // A pod that is being deleted drains, and needs credentials while it does.

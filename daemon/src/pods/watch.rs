@@ -58,8 +58,16 @@ impl Metrics {
             "Unix time of the last event of the pod watch",
             metrics.last_event.clone(),
         );
-        registry.register("pod_watch_errors", "Failures of the pod watch; each is retried", metrics.errors.clone());
-        registry.register("pods", "Pods of this node in the table, finished ones included", metrics.pods.clone());
+        registry.register(
+            "pod_watch_errors",
+            "Failures of the pod watch; each is retried",
+            metrics.errors.clone(),
+        );
+        registry.register(
+            "pods",
+            "Pods of this node in the table, finished ones included",
+            metrics.pods.clone(),
+        );
         metrics
     }
 
@@ -90,7 +98,10 @@ impl Connection {
 ///
 /// The list is a consistent one: an older copy from the API server's cache could bring back a pod that has gone,
 /// together with its address. Since Kubernetes 1.31 the API server answers consistent lists from its cache.
-pub fn stream(client: Client, node_name: &str) -> impl Stream<Item = watcher::Result<watcher::Event<PodObject>>> + use<> {
+pub fn stream(
+    client: Client,
+    node_name: &str,
+) -> impl Stream<Item = watcher::Result<watcher::Event<PodObject>>> + use<> {
     let api: Api<PodObject> = Api::all_with(client, &object::resource());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     watcher(api, config).default_backoff()

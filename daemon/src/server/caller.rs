@@ -113,12 +113,18 @@ fn decide_with_token(pod: Arc<Pod>, expired: bool, address: &AddressSays) -> Dec
         // per process.
         AddressSays::Pod(at) if at.uid() == pod.uid() => Decision::Caller(pod),
         AddressSays::Pod(_) => Decision::Refuse(Refusal::WrongPod),
-        AddressSays::Several(all) if all.iter().any(|at| at.uid() == pod.uid()) => fresh_or_refused(pod, expired),
+        AddressSays::Several(all) if all.iter().any(|at| at.uid() == pod.uid()) => {
+            fresh_or_refused(pod, expired)
+        }
         AddressSays::Several(_) => Decision::Refuse(Refusal::WrongPod),
         AddressSays::Node if pod.on_host_network => fresh_or_refused(pod, expired),
         AddressSays::Node => Decision::Refuse(Refusal::WrongPod),
-        AddressSays::Nobody | AddressSays::Finished if pod.on_host_network => Decision::Refuse(Refusal::WrongPod),
-        AddressSays::Nobody | AddressSays::Finished if pod.addresses.is_empty() => fresh_or_refused(pod, expired),
+        AddressSays::Nobody | AddressSays::Finished if pod.on_host_network => {
+            Decision::Refuse(Refusal::WrongPod)
+        }
+        AddressSays::Nobody | AddressSays::Finished if pod.addresses.is_empty() => {
+            fresh_or_refused(pod, expired)
+        }
         // The pod is known elsewhere. After a reboot of the node its sandbox has a new address before the watch
         // says so; a thief has to outwait the watch, and is refused then.
         AddressSays::Nobody | AddressSays::Finished => Decision::Wait(Refusal::WrongPod),
@@ -129,7 +135,9 @@ fn decide_by_address(synced: bool, address: AddressSays, kubelet_keeps: bool) ->
     match address {
         AddressSays::Node => Decision::Refuse(Refusal::HostNetworkNeedsToken),
         _ if !synced => Decision::Wait(Refusal::NotReady),
-        AddressSays::Pod(pod) if pod.binding.token == TokenRule::Required => Decision::Refuse(Refusal::TokenRequired),
+        AddressSays::Pod(pod) if pod.binding.token == TokenRule::Required => {
+            Decision::Refuse(Refusal::TokenRequired)
+        }
         // With a silent watch the address may have passed on; the kubelet takes the token away with the pod. A pod
         // that has no token at all gets no credentials either way, and may as well be told why.
         AddressSays::Pod(pod) if kubelet_keeps || pod.token_volumes.is_empty() => Decision::Caller(pod),
@@ -242,7 +250,9 @@ impl Callers {
             .await;
             match decided {
                 Ok(Some(Decision::Caller(pod))) => return Ok(pod),
-                Ok(Some(Decision::Refuse(refusal) | Decision::Wait(refusal))) => return Err(self.count(refusal)),
+                Ok(Some(Decision::Refuse(refusal) | Decision::Wait(refusal))) => {
+                    return Err(self.count(refusal));
+                }
                 Ok(None) => {}
                 Err(_) => return Err(self.count(undecided)),
             }
@@ -288,7 +298,9 @@ impl Callers {
             Ok(claims) => claims,
             Err(fault) => return TokenSays::Bad(fault),
         };
-        let Ok(uid) = claims.pod.uid.parse::<PodUid>() else { return TokenSays::Bad(TokenFault::NotAuthentic) };
+        let Ok(uid) = claims.pod.uid.parse::<PodUid>() else {
+            return TokenSays::Bad(TokenFault::NotAuthentic);
+        };
         let proof = match self.table.by_uid(&uid) {
             // To refuse, an unproven claim is enough.
             UidLookup::Finished | UidLookup::Departed => return TokenSays::Finished,
@@ -330,14 +342,18 @@ impl Callers {
 struct WitnessInfo(Witness);
 
 impl prometheus_client::collector::Collector for WitnessInfo {
-    fn encode(&self, mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    fn encode(
+        &self,
+        mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
         use prometheus_client::encoding::EncodeMetric;
         let witness = match self.0 {
             Witness::TokenAndAddress => "token+address",
             Witness::Token => "token",
         };
         let info = prometheus_client::metrics::info::Info::new(vec![("witness", witness)]);
-        let encoder = encoder.encode_descriptor("witness", "Which witnesses are heard", None, info.metric_type())?;
+        let encoder =
+            encoder.encode_descriptor("witness", "Which witnesses are heard", None, info.metric_type())?;
         info.encode(encoder)
     }
 }

@@ -98,8 +98,7 @@ impl Endpoint {
         let head = Head::check(request)?;
         // Charged before anything is done for it, to whoever that can be told to be by now.
         let on_node = self.node.contains(peer.address);
-        let permit =
-            if on_node { None } else { Some(self.limits.admit(Source::Address(peer.address))?) };
+        let permit = if on_node { None } else { Some(self.limits.admit(Source::Address(peer.address))?) };
         let asking = caller::Request { peer: peer.address, token: head.token };
         let pod = self.callers.identify(asking, arrived).await?;
         exchange.identified(&pod.identity);
@@ -216,7 +215,11 @@ impl Waiting {
         let credentials = outcome.map_err(|error| refusal_of(error, &self.pod, &self.role))?;
         let asking = caller::Request { peer: self.peer, token: self.token.as_ref().map(Token::expose) };
         // Time has passed since the caller was found out.
-        if self.callers.is_still(asking, &self.pod).await { Ok(credentials.reply()) } else { Err(Refusal::PodFinished) }
+        if self.callers.is_still(asking, &self.pod).await {
+            Ok(credentials.reply())
+        } else {
+            Err(Refusal::PodFinished)
+        }
     }
 }
 

@@ -22,7 +22,7 @@ const MAX_SOURCES: u64 = 8192;
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// The limits of one pod.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// Requests per second, on average; twice as many may come at once.
     pub requests_per_second: u32,
@@ -95,7 +95,8 @@ impl Limits {
             .clone()
             .try_acquire_owned()
             .map_err(|_| Refusal::TooManyRequests("requests at a time"))?;
-        if !state.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.config.requests_per_second) {
+        if !state.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.config.requests_per_second)
+        {
             return Err(Refusal::TooManyRequests("requests per second"));
         }
         Ok(Permit(permit))
@@ -116,7 +117,10 @@ impl Limits {
     fn state(&self, source: Source) -> Arc<State> {
         self.sources.get_with(source, || {
             Arc::new(State {
-                bucket: Mutex::new(Bucket { level: burst(self.config.requests_per_second), filled_at: Instant::now() }),
+                bucket: Mutex::new(Bucket {
+                    level: burst(self.config.requests_per_second),
+                    filled_at: Instant::now(),
+                }),
                 waiting: Arc::new(Semaphore::new(self.config.waiting)),
                 connections: Arc::new(Semaphore::new(self.config.connections)),
                 overflow: Arc::new(Semaphore::new(self.config.connections)),

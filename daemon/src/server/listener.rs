@@ -159,8 +159,11 @@ impl Server {
             let peer = Peer { address, reset: reset.clone() };
             let endpoint = &self.endpoint;
             async move {
-                let response =
-                    if too_many { endpoint.refuse_connection(&peer) } else { endpoint.answer(request, peer).await };
+                let response = if too_many {
+                    endpoint.refuse_connection(&peer)
+                } else {
+                    endpoint.answer(request, peer).await
+                };
                 Ok::<Response<ReplyBody>, Infallible>(response)
             }
         });
@@ -225,13 +228,21 @@ impl Drop for Resettable {
 }
 
 impl AsyncRead for Resettable {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Resettable {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

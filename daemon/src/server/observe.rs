@@ -187,7 +187,11 @@ impl Metrics {
             "Requests by outcome: answered, refused, given_up (reset after it was begun), hung_up (by the client)",
             metrics.requests.clone(),
         );
-        registry.register("refusals", "Refused requests by code; docs/protocol.md lists the codes", metrics.refusals.clone());
+        registry.register(
+            "refusals",
+            "Refused requests by code; docs/protocol.md lists the codes",
+            metrics.refusals.clone(),
+        );
         registry.register_with_unit(
             "request_duration",
             "Time from the arrival of a request to the end of its answer",

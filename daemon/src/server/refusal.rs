@@ -128,30 +128,40 @@ impl Refusal {
             Self::MalformedRequest(rule) => format!("The request is malformed: {rule}."),
             Self::MethodNotAllowed => "Only GET is served.".into(),
             Self::RequestTooLarge => "The head of the request is larger than 16 KiB.".into(),
-            Self::TokenRequired => "This pod must send its token: set AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE to the \
+            Self::TokenRequired => {
+                "This pod must send its token: set AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE to the \
                 path of its projected token, and use an SDK that sends it."
-                .into(),
+                    .into()
+            }
             Self::TokenInvalid(fault) => format!("The token is refused: {fault}."),
-            Self::TokenExpired => "The token has expired, and the request does not come from its pod's own address: \
+            Self::TokenExpired => {
+                "The token has expired, and the request does not come from its pod's own address: \
                 read the token file again for each request."
-                .into(),
-            Self::WrongPod => "The token belongs to a pod that does not live at the address of this request.".into(),
+                    .into()
+            }
+            Self::WrongPod => {
+                "The token belongs to a pod that does not live at the address of this request.".into()
+            }
             Self::HostNetworkNeedsToken => "A pod on the host network must send its token: set \
                 AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE to the path of its projected token."
                 .into(),
             Self::PodFinished => "The pod has finished or was deleted; it gets no more credentials.".into(),
-            Self::NoRole => "The pod has no role: annotate its ServiceAccount with rolecall.dev/role-arn (or \
+            Self::NoRole => {
+                "The pod has no role: annotate its ServiceAccount with rolecall.dev/role-arn (or \
                 eks.amazonaws.com/role-arn) and create the pod again."
-                .into(),
+                    .into()
+            }
             Self::NotFound => "Only /v1/credentials and /v1/credentials/<role-arn> are served.".into(),
             Self::RoleMalformed(error) => format!("The role cannot be used: {error}."),
             Self::RoleNotAllowed => "This node does not let a pod name its role in the path: use the \
                 rolecall.dev/role-arn annotation."
                 .into(),
             Self::TooManyRoles { limit } => format!("A pod may use {limit} roles at a time."),
-            Self::NoTokenVolume => "The pod has a role but no projected token with the audience of STS: it was \
+            Self::NoTokenVolume => {
+                "The pod has a role but no projected token with the audience of STS: it was \
                 created while the webhook was away; create it again."
-                .into(),
+                    .into()
+            }
             Self::StsDenied { pod, role, code, message } => format!(
                 "STS denies {role} to system:serviceaccount:{}:{} ({code}: {message}): check that the role exists \
                  and that its trust policy allows sts:AssumeRoleWithWebIdentity to this cluster's identity provider \
@@ -164,7 +174,9 @@ impl Refusal {
             ),
             Self::PodUnknown => "No pod is known at this address yet; try again.".into(),
             Self::NotReady => "The daemon has not learned the pods of its node yet; try again.".into(),
-            Self::AddressAmbiguous => "Several pods claim this address; send the pod's token, or try again.".into(),
+            Self::AddressAmbiguous => {
+                "Several pods claim this address; send the pod's token, or try again.".into()
+            }
             Self::TokenMissing => "The kubelet has not written the pod's token; try again, and check that a \
                 container mounts its volume."
                 .into(),

@@ -55,7 +55,8 @@ fn token(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
         return Err(Refusal::MalformedRequest("there is one Authorization header at most"));
     }
     let Some(value) = first else { return Ok(None) };
-    let text = value.to_str().map_err(|_| Refusal::MalformedRequest("the Authorization header is not ASCII"))?;
+    let text =
+        value.to_str().map_err(|_| Refusal::MalformedRequest("the Authorization header is not ASCII"))?;
     let token = text.trim();
     Ok((!token.is_empty()).then_some(token))
 }
@@ -84,7 +85,10 @@ mod tests {
     #[test]
     fn the_two_paths_are_served_and_no_other() {
         check(get("/v1/credentials"), Ok((PathRole::Own, None)));
-        check(get("/v1/credentials/arn:aws:iam::1:role/x"), Ok((PathRole::Named("arn:aws:iam::1:role/x"), None)));
+        check(
+            get("/v1/credentials/arn:aws:iam::1:role/x"),
+            Ok((PathRole::Named("arn:aws:iam::1:role/x"), None)),
+        );
         for other in [
             "/",
             "/v1/credentials2",
@@ -108,7 +112,10 @@ mod tests {
     #[test]
     fn the_token_is_raw() {
         check(get("/v1/credentials").header("authorization", " a.b.c "), Ok((PathRole::Own, Some("a.b.c"))));
-        check(get("/v1/credentials").header("authorization", "Bearer a"), Ok((PathRole::Own, Some("Bearer a"))));
+        check(
+            get("/v1/credentials").header("authorization", "Bearer a"),
+            Ok((PathRole::Own, Some("Bearer a"))),
+        );
         check(get("/v1/credentials").header("authorization", ""), Ok((PathRole::Own, None)));
         check(get("/v1/credentials").header("authorization", "  "), Ok((PathRole::Own, None)));
     }

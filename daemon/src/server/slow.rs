@@ -123,7 +123,9 @@ impl Body for ReplyBody {
     ) -> Poll<Option<Result<Frame<Bytes>, GivenUp>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Drip(stream) => stream.as_mut().poll_next(context).map(|item| item.map(|bytes| bytes.map(Frame::data))),
+            Self::Drip(stream) => {
+                stream.as_mut().poll_next(context).map(|item| item.map(|bytes| bytes.map(Frame::data)))
+            }
         }
     }
 
@@ -162,10 +164,14 @@ mod tests {
         let arrived = Instant::now();
         tokio::time::sleep(TIMING.hold).await;
         let reset = ResetSwitch::default();
-        let ReplyBody::Drip(stream) = drip(outcome, arrived, TIMING, reset.clone()) else { panic!("no drip") };
+        let ReplyBody::Drip(stream) = drip(outcome, arrived, TIMING, reset.clone()) else {
+            panic!("no drip")
+        };
         let items = stream
             .take(take)
-            .map(|item| (arrived.elapsed().as_millis(), item.ok().map(|b| String::from_utf8(b.to_vec()).unwrap())))
+            .map(|item| {
+                (arrived.elapsed().as_millis(), item.ok().map(|b| String::from_utf8(b.to_vec()).unwrap()))
+            })
             .collect()
             .await;
         (items, reset.is_pressed())

@@ -57,7 +57,9 @@ impl Claims {
             key_id: header.kid,
             issuer: payload.iss,
             audiences: payload.aud.into(),
-            expires_at: UNIX_EPOCH.checked_add(Duration::from_secs(payload.exp)).ok_or(ClaimsError::NotAToken)?,
+            expires_at: UNIX_EPOCH
+                .checked_add(Duration::from_secs(payload.exp))
+                .ok_or(ClaimsError::NotAToken)?,
             namespace: bound.namespace,
             pod: bound.pod.ok_or(ClaimsError::NotBoundToAPod)?,
             node: bound.node,
@@ -170,7 +172,8 @@ mod tests {
     #[test]
     fn what_is_no_token_is_refused() {
         let good = token(&payload());
-        for bad in ["", "a", "a.b", "a.b.c", "..", "a.b.c.d", &format!("Bearer {good}"), &format!("{good}.x")] {
+        for bad in ["", "a", "a.b", "a.b.c", "..", "a.b.c.d", &format!("Bearer {good}"), &format!("{good}.x")]
+        {
             assert_eq!(Claims::read(bad), Err(ClaimsError::NotAToken), "{bad}");
         }
         let mut endless = payload();

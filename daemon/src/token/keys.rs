@@ -1,11 +1,6 @@
 //! The cluster's public signing keys, as the API server publishes them.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk};
@@ -134,7 +129,10 @@ impl Fetcher {
                     _ => "timed out".to_owned(),
                 };
                 if self.published.borrow().reached || self.published.borrow().keys.is_empty() {
-                    warn!(reason, "cannot fetch the cluster's signing keys; the keys last seen and the kubelet's files decide");
+                    warn!(
+                        reason,
+                        "cannot fetch the cluster's signing keys; the keys last seen and the kubelet's files decide"
+                    );
                 }
                 self.published.send_modify(|published| published.reached = false);
                 return;

@@ -32,7 +32,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(86_400);
 const MAX_ACCEPTED_PER_POD: usize = 32;
 
 /// What a token must say to be meant for this daemon.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The audience of our tokens.
     pub audience: String,
@@ -137,7 +137,9 @@ impl Verifier {
             match self.keys.find(key_id).await {
                 KeyLookup::Unreachable => return Proof::Open,
                 KeyLookup::Unknown => return Proof::Bad(TokenFault::NotAuthentic),
-                KeyLookup::Known { key, .. } if !key.signed(token) => return Proof::Bad(TokenFault::NotAuthentic),
+                KeyLookup::Known { key, .. } if !key.signed(token) => {
+                    return Proof::Bad(TokenFault::NotAuthentic);
+                }
                 KeyLookup::Known { issuer, .. } if !self.is_our_issuer(&claims.issuer, &issuer) => {
                     return Proof::Bad(TokenFault::Issuer);
                 }

@@ -109,13 +109,10 @@ fn read_volume(pods_dir: &Path, uid: &PodUid, volume: &TokenVolume) -> Result<To
     if !is_plain(&volume.volume) {
         return Err(ReadError::Unusable("its volume's name is a path"));
     }
-    let pods = open(
-        nix::fcntl::AT_FDCWD,
-        pods_dir,
-        OFlag::O_PATH | OFlag::O_DIRECTORY,
-        ResolveFlag::empty(),
-    )?;
-    let within: PathBuf = [uid.as_str(), "volumes", "kubernetes.io~projected", &volume.volume].iter().collect();
+    let pods =
+        open(nix::fcntl::AT_FDCWD, pods_dir, OFlag::O_PATH | OFlag::O_DIRECTORY, ResolveFlag::empty())?;
+    let within: PathBuf =
+        [uid.as_str(), "volumes", "kubernetes.io~projected", &volume.volume].iter().collect();
     let directory = open(
         pods.as_fd(),
         &within,

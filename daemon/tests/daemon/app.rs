@@ -13,7 +13,10 @@ use rolecall_daemon::{
     node::NodeAddresses,
     telemetry::{self, LogFormat},
 };
-use rolecall_sandbox::{cluster::pod::PodBuilder, world::{NODE, World, WorldPod}};
+use rolecall_sandbox::{
+    cluster::pod::PodBuilder,
+    world::{NODE, World, WorldPod},
+};
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::client::{Client, Reply};

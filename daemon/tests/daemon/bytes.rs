@@ -32,7 +32,9 @@ async fn credentials_are_a_flat_document_of_strings() {
         ["Code", "AccessKeyId", "SecretAccessKey", "Token", "Expiration", "AccountId", "RoleArn"],
         "in this order"
     );
-    assert!(json.as_object().unwrap().values().all(|value| matches!(value, Value::String(s) if !s.is_empty())));
+    assert!(
+        json.as_object().unwrap().values().all(|value| matches!(value, Value::String(s) if !s.is_empty()))
+    );
     assert_eq!(json["Code"], "Success");
     assert_eq!(json["AccountId"], "111122223333");
     assert_eq!(json["RoleArn"], ROLE);
@@ -76,10 +78,14 @@ async fn requests_that_break_a_rule_are_refused_by_their_rule() {
         ("GET /v1/credentials?a=b HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "400 malformed_request"),
         ("GET http://169.254.169.254/ HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "400 malformed_request"),
         (
-            "GET /v1/credentials HTTP/1.1\r\nHost: x\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n".to_owned(),
+            "GET /v1/credentials HTTP/1.1\r\nHost: x\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n"
+                .to_owned(),
             "400 malformed_request",
         ),
-        ("POST /v1/credentials HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".to_owned(), "405 method_not_allowed"),
+        (
+            "POST /v1/credentials HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            "405 method_not_allowed",
+        ),
         ("PUT /latest/api/token HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "405 method_not_allowed"),
         (
             format!("GET /v1/credentials HTTP/1.1\r\nHost: x\r\nAuthorization: {long}\r\n\r\n"),
@@ -99,7 +105,9 @@ async fn requests_that_break_a_rule_are_refused_by_their_rule() {
 async fn what_is_no_http_ends_the_connection_and_nothing_else() {
     let app = TestApp::start().await;
     let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();
-    for garbage in ["\x16\x03\x01\x02\0", "HELLO\r\n\r\n", &format!("GET /{} HTTP/1.1\r\n", "x".repeat(64 * 1024))] {
+    for garbage in
+        ["\x16\x03\x01\x02\0", "HELLO\r\n\r\n", &format!("GET /{} HTTP/1.1\r\n", "x".repeat(64 * 1024))]
+    {
         let mut client = app.client("127.0.0.2").await;
         client.send(garbage).await;
         client.end().await;

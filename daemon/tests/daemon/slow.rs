@@ -112,7 +112,12 @@ async fn an_sts_that_failed_to_the_end_is_remembered() {
 #[tokio::test]
 async fn transient_failures_are_retried_behind_a_begun_answer() {
     let app = TestApp::start().await;
-    app.world.sts.script([Behavior::unavailable(), Behavior::throttled(), Behavior::reset(), Behavior::internal_failure()]);
+    app.world.sts.script([
+        Behavior::unavailable(),
+        Behavior::throttled(),
+        Behavior::reset(),
+        Behavior::internal_failure(),
+    ]);
     let orders = app.world.pod(pod("orders")).unwrap();
     assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
     assert_eq!(app.world.sts.call_count(), 5);

@@ -11,14 +11,9 @@ use crate::{
 };
 
 pub(super) fn check_sts(checked: &mut Checked, args: StsArgs, environment: Environment) -> StsConfig {
-    let region = args
-        .region
-        .filter(|region| !region.is_empty())
-        .or(environment.aws_region.clone());
+    let region = args.region.filter(|region| !region.is_empty()).or(environment.aws_region.clone());
     let given = args.sts_endpoint.filter(|endpoint| !endpoint.is_empty());
-    let endpoint = given
-        .as_deref()
-        .and_then(|text| check_sts_endpoint(checked, text));
+    let endpoint = given.as_deref().and_then(|text| check_sts_endpoint(checked, text));
     match &region {
         Some(region) => checked.that(
             is_region(region),
@@ -33,10 +28,7 @@ pub(super) fn check_sts(checked: &mut Checked, args: StsArgs, environment: Envir
         ),
         None => {}
     }
-    for (flag, set) in [
-        ("--sts-fips", args.sts_fips),
-        ("--sts-dual-stack", args.sts_dual_stack),
-    ] {
+    for (flag, set) in [("--sts-fips", args.sts_fips), ("--sts-dual-stack", args.sts_dual_stack)] {
         checked.that(
             !(set && given.is_some()),
             flag,
@@ -86,11 +78,7 @@ fn check_sts_endpoint(checked: &mut Checked, text: &str) -> Option<Url> {
     let url = match text.parse::<Url>() {
         Ok(url) => url,
         Err(error) => {
-            checked.mistake(
-                "--sts-endpoint",
-                format!("{text:?}"),
-                format!("{error}; {REMEDY}"),
-            );
+            checked.mistake("--sts-endpoint", format!("{text:?}"), format!("{error}; {REMEDY}"));
             return None;
         }
     };
@@ -114,9 +102,7 @@ fn check_sts_endpoint(checked: &mut Checked, text: &str) -> Option<Url> {
 /// The region becomes part of a host name.
 fn is_region(text: &str) -> bool {
     text.len() <= 63
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
 }

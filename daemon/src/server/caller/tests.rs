@@ -18,7 +18,8 @@ fn pod(id: &str) -> Pod {
         binding: rolecall_contract::RoleBinding::from_annotations(|key| {
             (key == rolecall_contract::annotation::TOKEN).then_some("required")
         }),
-        token_volumes: [crate::token::volume::TokenVolume { volume: "v".into(), path: "token".into() }].into(),
+        token_volumes: [crate::token::volume::TokenVolume { volume: "v".into(), path: "token".into() }]
+            .into(),
     }
 }
 
@@ -142,7 +143,8 @@ fn an_address_alone_is_nothing_once_the_kubelet_has_taken_the_token_away() {
     let gone = Testimony { kubelet_keeps: false, ..testimony(TokenSays::Absent, At(p_without_rule())) };
     assert_eq!(said(decide(gone)), "wait pod_unknown");
     // The token in the request proves itself.
-    let with_token = Testimony { kubelet_keeps: false, ..testimony(good(p_without_rule()), At(p_without_rule())) };
+    let with_token =
+        Testimony { kubelet_keeps: false, ..testimony(good(p_without_rule()), At(p_without_rule())) };
     assert_eq!(said(decide(with_token)), "caller p");
 }
 

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     pods::{Event, Writer},
     token::{
-        keys::{Documents, Fetcher, FetchError, KeySet},
+        keys::{Documents, FetchError, Fetcher, KeySet},
         verify::Config,
         volume::TokenSource,
     },
@@ -247,7 +247,8 @@ async fn an_address_alone_is_enough_only_while_the_kubelet_keeps_the_token() {
 
 #[tokio::test(start_paused = true)]
 async fn an_address_that_changes_hands_while_a_request_waits_is_its_new_owners() {
-    let pods = vec![builder("a").token_optional().ip("10.0.0.1"), builder("b").token_optional().ip("10.0.0.1")];
+    let pods =
+        vec![builder("a").token_optional().ip("10.0.0.1"), builder("b").token_optional().ip("10.0.0.1")];
     let mut fixture = fixture(pods, false);
     fixture.written("a");
     fixture.written("b");

@@ -161,7 +161,8 @@ async fn a_token_of_another_cluster_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn an_operator_may_name_the_issuers() {
-    let mut fixture = Fixture::with_issuers(Algorithm::Es256, &["https://old.example", "https://new.example"]);
+    let mut fixture =
+        Fixture::with_issuers(Algorithm::Es256, &["https://old.example", "https://new.example"]);
     fixture
         .beside_fetcher(async |fixture| {
             let token = |issuer: &str| fixture.issuer.mint(&fixture.claims().issuer(issuer));

@@ -31,8 +31,10 @@ impl Fixture {
     }
 
     async fn read(&self, volumes: &[(&str, &str)]) -> String {
-        let volumes: Vec<TokenVolume> =
-            volumes.iter().map(|(volume, path)| TokenVolume { volume: (*volume).into(), path: (*path).into() }).collect();
+        let volumes: Vec<TokenVolume> = volumes
+            .iter()
+            .map(|(volume, path)| TokenVolume { volume: (*volume).into(), path: (*path).into() })
+            .collect();
         match self.source.read(&UID.parse().unwrap(), &volumes).await {
             Ok(token) => format!("token {}", token.expose()),
             Err(ReadError::Missing) => "missing".into(),

@@ -1,0 +1,86 @@
+# What a person types. `make help` lists it.
+
+# Bash, for `pipefail` and for `eval "$(...)"` below.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rolecall
+
+# What the compiler leaves is shared by all clones, so that a second clone starts warm; the finished binaries
+# are each clone's own, so that two clones at work at once do not run each other's. Whoever sets
+# CARGO_TARGET_DIR has both there.
+ifndef CARGO_TARGET_DIR
+export CARGO_BUILD_BUILD_DIR ?= $(CACHE)/target
+export CARGO_TARGET_DIR := $(CURDIR)/target
+endif
+BIN := $(CARGO_TARGET_DIR)/debug
+
+# The programs as they ship, for the demo and the tests that run them.
+BUILD_PROGRAMS := cargo build --locked --workspace --exclude rolecall-e2e --bins
+
+# The tools' paths, for the tests and the demo.
+WITH_TOOLS := eval "$$(scripts/tools env)"
+
+.PHONY: help
+help: ## List what can be made
+	@awk -F ' *## *' '/^[a-z][a-z-]*:.*## / { sub(/:.*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Two pods get their own credentials, without a cluster or AWS; CHECK=1 proves it with boto3 and exits
+ifeq ($(CHECK),1)
+	@scripts/tools check curl
+	@scripts/tools install python
+endif
+	@scripts/tools check cargo cc
+	@$(BUILD_PROGRAMS)
+	@$(WITH_TOOLS); exec $(BIN)/rolecall-sandbox demo --daemon $(BIN)/rolecall-daemon $(DEMO_CHECK)
+
+ifeq ($(CHECK),1)
+demo: DEMO_CHECK = --check --python "$$ROLECALL_PYTHON"
+endif
+
+.PHONY: test
+test: tools ## Run all tests: the fast ones, then those against real parts
+	@$(BUILD_PROGRAMS)
+	@$(WITH_TOOLS); cargo test --locked --workspace --no-fail-fast
+
+.PHONY: test-fast
+test-fast: ## Run the tests that need no root, no cluster and no network
+	@cargo test --locked --workspace --exclude rolecall-e2e
+
+.PHONY: ci
+ci: format lint docs deny test ## Everything that must pass before a change is accepted
+
+.PHONY: format
+format: ## Check the formatting
+	@cargo fmt --all --check
+
+.PHONY: lint
+lint: ## Run clippy, warnings denied
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: docs
+docs: ## Build the API documentation, warnings denied
+	@RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
+
+# The advisories are left out: their database is a git repository of its own, and a build that depends on what
+# was pushed there today fails without a change of ours. Run `cargo deny check advisories` by hand.
+.PHONY: deny
+deny: ## Check licenses, banned and duplicate crates, and where crates come from
+	@scripts/tools install cargo-deny
+	@$(WITH_TOOLS); "$$ROLECALL_CARGO_DENY" --locked check bans licenses sources
+
+.PHONY: bench
+bench: ## Run the benchmarks
+	@cargo run --locked --release -p rolecall-benches
+
+.PHONY: tools
+tools: ## Install the tools that the tests need into the cache: kube-apiserver, etcd, the AWS SDKs, moto
+	@scripts/tools check cargo cc node setpriv
+	@scripts/tools install
+
+.PHONY: clean-cache
+clean-cache: ## Remove everything that was cached outside this folder
+	@scripts/tools clean

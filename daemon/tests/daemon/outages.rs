@@ -1,0 +1,1 @@
+//! Nothing that is written tells a secret.
