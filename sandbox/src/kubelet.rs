@@ -92,14 +92,20 @@ impl KubeletDir {
         let former = fs::read_link(&data).ok();
         let current = fresh_directory(&volume)?;
         for (file, content) in files {
-            write_file(&volume.join(&current).join(file), content, mode)?;
+            let path = volume.join(&current).join(file);
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            write_file(&path, content, mode)?;
         }
 
         let swapped = volume.join("..data_tmp");
         symlink(&current, &swapped)?;
         fs::rename(&swapped, &data)?;
         for (file, _) in files {
-            match symlink(Path::new("..data").join(file), volume.join(file)) {
+            // Of a file in a folder, the folder is linked.
+            let entry = top(file);
+            match symlink(Path::new("..data").join(entry), volume.join(entry)) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
@@ -108,7 +114,7 @@ impl KubeletDir {
             let former = volume.join(former);
             for entry in fs::read_dir(&former)? {
                 let name = entry?.file_name();
-                if !files.iter().any(|(file, _)| name == *file) {
+                if !files.iter().any(|(file, _)| name == *top(file)) {
                     fs::remove_file(volume.join(name))?;
                 }
             }
@@ -148,6 +154,11 @@ fn fresh_directory(volume: &Path) -> io::Result<PathBuf> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The first component of a file's path in its volume.
+fn top(file: &str) -> &str {
+    file.split('/').next().unwrap_or(file)
 }
 
 fn write_file(path: &Path, content: &str, mode: u32) -> io::Result<()> {

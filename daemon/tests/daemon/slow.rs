@@ -78,7 +78,7 @@ async fn a_denial_after_the_beginning_is_a_reset_and_the_retry_gets_the_truth() 
 #[tokio::test]
 async fn giving_up_while_an_attempt_runs_remembers_nothing() {
     let world = rolecall_sandbox::world::World::start().await.unwrap();
-    let app = TestApp::with(world, "--give-up-after=1500ms").await;
+    let app = TestApp::with(world, "--give-up-after=1500ms --caller-wait=1s").await;
     let gate = app.world.sts.hold();
     let orders = app.world.pod(pod("orders")).unwrap();
     let token = orders.token().unwrap();
@@ -98,7 +98,7 @@ async fn giving_up_while_an_attempt_runs_remembers_nothing() {
 async fn an_sts_that_failed_to_the_end_is_remembered() {
     let world = rolecall_sandbox::world::World::start().await.unwrap();
     world.sts.set_behavior(Behavior::unavailable());
-    let app = TestApp::with(world, "--give-up-after=2s").await;
+    let app = TestApp::with(world, "--give-up-after=2s --caller-wait=1s").await;
     let orders = app.world.pod(pod("orders")).unwrap();
     let token = orders.token().unwrap();
     let mut client = app.client("127.0.0.2").await;
@@ -166,7 +166,7 @@ async fn http_1_0_is_held_in_silence() {
 #[tokio::test]
 async fn every_answer_can_be_held_in_silence() {
     let world = rolecall_sandbox::world::World::start().await.unwrap();
-    let app = TestApp::with(world, "--slow-answer=hold --give-up-after=1500ms").await;
+    let app = TestApp::with(world, "--slow-answer=hold --give-up-after=1500ms --caller-wait=1s").await;
     let gate = app.world.sts.hold();
     let orders = app.world.pod(pod("orders")).unwrap();
     let reply = app.get("127.0.0.2", OWN, Some(&orders.token().unwrap())).await;
