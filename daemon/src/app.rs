@@ -25,7 +25,7 @@ use crate::{
     sessions::Sessions,
     signal::Signals,
     sts::{self, StsClient, StsConfigError},
-    telemetry::LogLevel,
+    telemetry::{LogLevel, chain},
     time::Clock,
     token::{keys::KeySet, verify::Verifier, volume::TokenSource},
 };
@@ -93,7 +93,7 @@ pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
     let app = App::start(config, node, log_level).await.map_err(anyhow::Error::from)?;
     app.back.tasks().spawn_essential("node addresses", async move {
         let error = follow.await;
-        tracing::error!(%error, "cannot follow the node's addresses any more");
+        tracing::error!(error = %chain(&error), "cannot follow the node's addresses any more");
     });
     let result = tokio::select! {
         name = signals.next() => {
@@ -219,6 +219,8 @@ impl App {
 
     /// Takes no more requests, lets those under way end until the deadline, then ends everything.
     pub async fn drain(self) {
+        let serving = self.readiness.condition("serving");
+        serving.broken("the drain has begun");
         for left in self.front.finish(self.drain_deadline).await {
             tracing::warn!(task = left.name, count = left.count, "cut off at the end of the drain");
         }

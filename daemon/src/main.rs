@@ -102,7 +102,7 @@ fn run(args: RunArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            tracing::error!("{error}");
+            tracing::error!("{}", telemetry::chain(&error));
             ExitCode::from(match error {
                 app::Error::Boot(_) => OS_ERROR,
                 app::Error::EssentialTask(_) => SOFTWARE,

@@ -114,7 +114,7 @@ impl Drop for Latch {
             state.missing.len()
         };
         self.readiness.changed.notify_waiters();
-        tracing::info!(done = self.name, still_missing, "a step of the start is done");
+        tracing::debug!(done = self.name, still_missing, "a step of the start is done");
     }
 }
 

@@ -4,6 +4,7 @@
 //! `--check-config` and `log-level`, and a container runtime keeps both.
 
 use std::{
+    error::Error,
     fmt,
     io::{self, IsTerminal},
     panic,
@@ -11,9 +12,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tracing::{Dispatch, level_filters::LevelFilter};
+use tracing::{Dispatch, Level, Metadata, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
+    filter::filter_fn,
     fmt::MakeWriter,
     layer::SubscriberExt,
     reload,
@@ -22,8 +24,25 @@ use tracing_subscriber::{
 
 /// Crates that say much at `info` that helps nobody run a daemon. A filter that names them is obeyed.
 ///
-/// Each is a prefix: `kube` stands for `kube_client` and `kube_runtime` too.
-const NOISY: [&str; 8] = ["aws", "h2", "hyper", "kube", "netlink", "rustls", "tower", "want"];
+/// Each is a prefix: `kube` stands for `kube_client` and `kube_runtime` too. Where a crate is an error's source,
+/// our own line tells it, so theirs is left out: hyper warns of each idle connection that it closes, kube of each
+/// request that fails.
+const NOISY: [(&str, &str); 8] = [
+    ("aws", "warn"),
+    ("h2", "warn"),
+    ("hyper", "error"),
+    ("kube", "off"),
+    ("netlink", "warn"),
+    ("rustls", "warn"),
+    ("tower", "warn"),
+    ("want", "warn"),
+];
+
+/// What is never logged, whatever the filter says: on an answer that it cannot parse, kube's client logs all of
+/// it, which may be every pod of the node with its environment.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    !(metadata.target() == "kube_client::client" && *metadata.level() == Level::WARN)
+}
 
 /// What [`init`] takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +84,19 @@ pub struct LogLevel {
 #[derive(Debug, thiserror::Error)]
 #[error("set the log level")]
 pub struct LogLevelError(#[source] reload::Error);
+
+/// An error with all its sources, each after a colon: what happened, and why.
+pub fn chain(error: &dyn Error) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        write!(f, "{error}")?;
+        let mut source = error.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    })
+}
 
 /// Sends the process's logs, panics included, to standard error.
 ///
@@ -155,6 +187,7 @@ where
         LogFormat::Text => lines.compact().boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
     };
+    let lines = lines.with_filter(filter_fn(may_be_logged));
     let dispatch = Dispatch::new(tracing_subscriber::registry().with(filter).with(lines));
     let shown = Arc::new(Mutex::new(config.filter.clone()));
     (dispatch, LogLevel { filter: handle, shown })
@@ -169,14 +202,14 @@ fn log_panics() {
     }));
 }
 
-/// Puts the noisy crates at `warn`, in front of `filter`, whose own directives win.
+/// Keeps the noisy crates down, in front of `filter`, whose own directives win.
 fn with_noise_kept_down(filter: &str) -> String {
     let overall = directives(filter).filter_map(|one| one.parse::<LevelFilter>().ok()).last();
     // Who asks for `error` or less does not want to hear more from these.
     if overall.is_none_or(|overall| overall < LevelFilter::WARN) {
         return filter.to_owned();
     }
-    let mut all = NOISY.map(|name| format!("{name}=warn")).join(",");
+    let mut all = NOISY.map(|(name, level)| format!("{name}={level}")).join(",");
     all.push(',');
     all.push_str(filter);
     all

@@ -23,7 +23,10 @@ use super::{
     Change, Event, Pod, Writer,
     object::{self, PodObject},
 };
-use crate::time::{Clock, unix_seconds};
+use crate::{
+    telemetry::chain,
+    time::{Clock, unix_seconds},
+};
 
 /// What the watch shows of itself.
 #[derive(Debug, Clone, Default)]
@@ -89,7 +92,7 @@ impl Connection {
     fn failed(&self, error: &watcher::Error) {
         self.connected.set(0);
         if !self.lost.swap(true, Ordering::Relaxed) {
-            warn!(%error, "lost the API server; serving the pods that are known, and trying on");
+            warn!(error = %chain(error), "lost the API server; serving the pods that are known, and trying on");
         }
     }
 }

@@ -11,6 +11,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use crate::telemetry::chain;
+
 /// Least time between two fetches, whoever asks: a pod can invent key ids as fast as it can send.
 const FETCH_SPACING: Duration = Duration::from_secs(10);
 
@@ -125,7 +127,7 @@ impl Fetcher {
             Ok(Ok(documents)) => documents,
             failed => {
                 let reason = match failed {
-                    Ok(Err(error)) => error.0.to_string(),
+                    Ok(Err(error)) => chain(&*error.0).to_string(),
                     _ => "timed out".to_owned(),
                 };
                 if self.published.borrow().reached || self.published.borrow().keys.is_empty() {
