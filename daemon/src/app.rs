@@ -5,16 +5,11 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::{
-    admin,
     config::{Config, StsConfig},
     credentials::{self, CredentialManager},
-    drain::{self, EssentialTaskEnded},
     kubernetes::{self, ClientError},
-    liveness::Liveness,
-    metrics,
     node::{FollowError, NodeAddresses},
     pods::{self, Change, PodTable},
-    readiness::Readiness,
     server::{
         caller::Callers,
         endpoint::Endpoint,
@@ -23,11 +18,18 @@ use crate::{
         observe::Observer,
     },
     sessions::Sessions,
-    signal::Signals,
     sts::{self, StsClient, StsConfigError},
-    telemetry::{LogLevel, chain},
     time::Clock,
     token::{keys::KeySet, verify::Verifier, volume::TokenSource},
+};
+use rolecall_process::{
+    admin,
+    drain::{self, EssentialTaskEnded},
+    liveness::Liveness,
+    metrics,
+    readiness::Readiness,
+    signal::Signals,
+    telemetry::{LogLevel, chain},
 };
 
 /// Connections that the kernel keeps for a listener that is busy.

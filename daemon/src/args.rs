@@ -18,7 +18,7 @@ pub use self::{
     sts::{SessionArgs, StsArgs},
     value::ListenAddress,
 };
-use crate::telemetry::LogFilter;
+use rolecall_process::telemetry::LogFilter;
 
 /// Gives every pod of a Kubernetes node its own AWS credentials.
 ///

@@ -15,12 +15,12 @@ use url::Url;
 
 pub use self::proxy::{ProxyConfig, ProxyUrl};
 use crate::{
-    admin,
     args::RunArgs,
     credentials,
     server::{self, caller::Witness},
-    sessions, telemetry, token,
+    sessions, token,
 };
+use rolecall_process::{admin, telemetry};
 
 /// Every part's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,9 +6,8 @@
 //! ([`sessions`]) and the credentials it yields ([`credentials`]) through AWS's door ([`sts`]); who is asking and
 //! what is answered ([`server`]); the machine underneath ([`node`]).
 //!
-//! Around them the process: what was typed ([`args`]) and what it means ([`config`]), logs ([`telemetry`]) and
-//! [`metrics`], how tasks start and end ([`drain`], [`signal`]), how the daemon says that it is well
-//! ([`readiness`], [`liveness`], [`admin`]) and how it is asked ([`probe`]). [`app`] is where they meet.
+//! Around them: what was typed ([`args`]) and what it means ([`config`]). What any program of ours is as a process
+//! (logs, drain, readiness, admin doors) is the crate `rolecall-process`. [`app`] is where all of it meets.
 
 pub mod app;
 
@@ -25,13 +24,5 @@ pub mod sts;
 
 pub mod server;
 
-pub mod admin;
 pub mod args;
 pub mod config;
-pub mod drain;
-pub mod liveness;
-pub mod metrics;
-pub mod probe;
-pub mod readiness;
-pub mod signal;
-pub mod telemetry;

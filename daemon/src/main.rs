@@ -15,6 +15,8 @@ use rolecall_daemon::{
     app,
     args::{self, Command, Probe, RunArgs},
     config::Config,
+};
+use rolecall_process::{
     probe::{self, Question},
     telemetry,
 };

@@ -15,7 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use rolecall_daemon::{
+use rolecall_process::{
     admin,
     liveness::Liveness,
     metrics,

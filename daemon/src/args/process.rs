@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{ArgAction, builder::BoolishValueParser};
 
 use super::value::{ListenAddress, duration};
-use crate::telemetry::{LogFilter, LogFormat};
+use rolecall_process::telemetry::{LogFilter, LogFormat};
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Process")]

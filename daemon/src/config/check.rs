@@ -16,15 +16,15 @@ use self::sts::check_sts;
 pub(super) use self::sts::is_loopback;
 use super::{Config, ConfigError, KubernetesConfig, ServerConfig, TokensConfig};
 use crate::{
-    admin,
     args::{
         EndpointArgs, LimitArgs, PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer,
         StsArgs, TokenArgs, Witness,
     },
     credentials::{self, SessionNameTemplate},
     server::{caller, endpoint, limits, listener, slow},
-    sessions, telemetry, token,
+    sessions, token,
 };
+use rolecall_process::{admin, telemetry};
 
 /// Most SDKs give up on a server that is silent for this long.
 const SDK_PATIENCE: Duration = Duration::from_secs(1);

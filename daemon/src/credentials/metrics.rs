@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn the_metrics_have_the_names_that_operators_alert_on() {
         let metrics = Metrics::default();
-        let mut registry = crate::metrics::registry();
+        let mut registry = rolecall_process::metrics::registry();
         metrics.register_in(&mut registry);
         metrics.set_counts(Counts { valid: 3, pending: 2, failed: 1 });
         metrics.concurrency_limit(8);

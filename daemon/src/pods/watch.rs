@@ -23,10 +23,8 @@ use super::{
     Change, Event, Pod, Writer,
     object::{self, PodObject},
 };
-use crate::{
-    telemetry::chain,
-    time::{Clock, unix_seconds},
-};
+use crate::time::{Clock, unix_seconds};
+use rolecall_process::telemetry::chain;
 
 /// What the watch shows of itself.
 #[derive(Debug, Clone, Default)]

@@ -30,7 +30,8 @@ use super::{
     limits::{Connection, Limits, Source},
     slow::{ReplyBody, ResetSwitch},
 };
-use crate::{drain, node::NodeAddresses};
+use crate::node::NodeAddresses;
+use rolecall_process::drain;
 
 /// Pauses after failures to accept: the first, and the longest. Out of file descriptors, the kernel keeps the
 /// connection in its queue, and accepting it again at once would fail again at once.

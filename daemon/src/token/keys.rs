@@ -11,7 +11,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::telemetry::chain;
+use rolecall_process::telemetry::chain;
 
 /// Least time between two fetches, whoever asks: a pod can invent key ids as fast as it can send.
 const FETCH_SPACING: Duration = Duration::from_secs(10);

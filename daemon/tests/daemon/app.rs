@@ -6,13 +6,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use rolecall_daemon::{
-    app::App,
-    args,
-    config::Config,
-    node::NodeAddresses,
-    telemetry::{self, LogFormat},
-};
+use rolecall_daemon::{app::App, args, config::Config, node::NodeAddresses};
+use rolecall_process::telemetry::{self, LogFormat};
 use rolecall_sandbox::{
     cluster::pod::PodBuilder,
     world::{NODE, World, WorldPod},

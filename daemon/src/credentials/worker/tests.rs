@@ -190,7 +190,7 @@ impl Node {
     /// The page of metrics, for one line of it.
     #[track_caller]
     fn check_metric(&self, line: &str) {
-        let mut registry = crate::metrics::registry();
+        let mut registry = rolecall_process::metrics::registry();
         self.metrics.register_in(&mut registry);
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();

@@ -1,0 +1,15 @@
+//! What every Rolecall program is as a process, whatever it does: it logs, starts and ends tasks, says how it is.
+//!
+//! # Layout
+//! Logs ([`telemetry`]) and [`metrics`]; how tasks start and end ([`drain`], [`signal`]); whether the program can
+//! serve ([`readiness`]) and still turns ([`liveness`]); where that is told ([`admin`]) and asked ([`probe`]).
+//! Nothing here knows AWS or Kubernetes.
+
+pub mod admin;
+pub mod drain;
+pub mod liveness;
+pub mod metrics;
+pub mod probe;
+pub mod readiness;
+pub mod signal;
+pub mod telemetry;
