@@ -3,6 +3,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
+use tracing::debug;
 
 use super::{
     Credentials, SessionRequest,
@@ -41,6 +42,7 @@ impl<S: Sts> Fetcher<S> {
             Err(error) => return Fetched::Failed(FetchError::TokenUnusable(error)),
             Ok(token) => token,
         };
+        debug!(pod = %request.pod, role = %request.key.role, "read the pod's token");
         let mut result = self.exchange(request, &token).await;
         if let Err(StsError::TokenRefused { .. }) = result
             && let Ok(newer) = self.read_token(request).await

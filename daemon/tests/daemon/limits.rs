@@ -1,1 +1,104 @@
-//! Nothing that is written tells a secret.
+//! One pod cannot make another wait, and no burst ends the service.
+
+use rolecall_sandbox::world::World;
+
+use super::{
+    app::{TestApp, pod},
+    client::{Client, End},
+};
+
+const OWN: &str = "/v1/credentials";
+
+#[tokio::test]
+async fn a_pod_with_too_many_connections_is_told_so_and_no_other() {
+    let flags = "--max-connections-per-pod=4 --max-waiting-per-pod=4";
+    let app = TestApp::with(World::start().await.unwrap(), flags).await;
+    let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();
+    let reports = app.world.pod(pod("reports").ip("127.0.0.3")).unwrap();
+    let token = orders.token().unwrap();
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut client = app.client("127.0.0.2").await;
+        assert_eq!(client.get(OWN, Some(&token)).await.outcome(), "200 orders");
+        open.push(client);
+    }
+    let mut over = Vec::new();
+    for _ in 0..4 {
+        over.push(app.client("127.0.0.2").await);
+    }
+    for client in &mut over {
+        let reply = client.get(OWN, Some(&token)).await;
+        assert_eq!(reply.outcome(), "503 too_many_requests");
+        assert_eq!(reply.header("retry-after"), Some("1"));
+        assert_eq!(client.end().await, End::Closed);
+    }
+    assert_eq!(app.ask("127.0.0.3", &reports).await, "200 orders");
+    drop(open);
+    while app.metric("rolecall_connections_open").await != 0.0 {}
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
+}
+
+#[tokio::test]
+async fn a_pod_with_far_too_many_connections_is_cut_off() {
+    let flags = "--max-connections-per-pod=2 --max-waiting-per-pod=2";
+    let app = TestApp::with(World::start().await.unwrap(), flags).await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        open.push(app.client("127.0.0.2").await);
+    }
+    assert_eq!(app.client("127.0.0.2").await.end().await, End::Reset);
+    assert_eq!(app.metric("rolecall_connections_cut_off_total").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_pod_with_too_many_waiting_requests_is_told_so_and_no_other() {
+    let app = TestApp::with(World::start().await.unwrap(), "--max-waiting-per-pod=3").await;
+    let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();
+    let reports = app.world.pod(pod("reports").ip("127.0.0.3")).unwrap();
+    assert_eq!(app.ask("127.0.0.3", &reports).await, "200 orders");
+    let gate = app.world.sts.hold();
+    let late = app.world.pod(pod("late").ip("127.0.0.4")).unwrap();
+    let token = late.token().unwrap();
+    let mut waiting: Vec<Client> = Vec::new();
+    for _ in 0..3 {
+        let mut client = app.client("127.0.0.4").await;
+        client.ask(OWN, Some(&token)).await;
+        client.read_until(|text| text.contains("\r\n\r\n")).await;
+        waiting.push(client);
+    }
+    let refused = app.get("127.0.0.4", OWN, Some(&token)).await;
+    assert_eq!(refused.outcome(), "503 too_many_requests");
+    assert_eq!(app.ask("127.0.0.3", &reports).await, "200 orders");
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders", "its credentials were warm before the gate");
+    gate.release_all();
+    for client in &mut waiting {
+        assert_eq!(client.reply().await.outcome(), "200 orders");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_asks_too_often_is_slowed_down_and_no_other() {
+    let app = TestApp::with(World::start().await.unwrap(), "--max-requests-per-second-per-pod=5").await;
+    let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();
+    let reports = app.world.pod(pod("reports").ip("127.0.0.3")).unwrap();
+    let token = orders.token().unwrap();
+    let mut client = app.client("127.0.0.2").await;
+    loop {
+        let reply = client.get(OWN, Some(&token)).await;
+        if reply.status != 200 {
+            assert_eq!(reply.outcome(), "503 too_many_requests");
+            break;
+        }
+    }
+    assert_eq!(app.ask("127.0.0.3", &reports).await, "200 orders");
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_is_cut_off() {
+    let app = TestApp::with(World::start().await.unwrap(), "--header-timeout=200ms").await;
+    let mut client = app.client("127.0.0.2").await;
+    client.send("GET /v1/credentials HTTP/1.1\r\nHost: x\r\n").await;
+    client.end().await;
+    let mut silent = app.client("127.0.0.2").await;
+    silent.end().await;
+}

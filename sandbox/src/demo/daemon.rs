@@ -38,6 +38,7 @@ impl Daemon {
         let mut command = Command::new(binary);
         command
             .args(["--node-name", NODE, "--region", REGION, "--log-format", "text"])
+            .args(["--log-level", "info,rolecall_daemon::credentials::fetch=debug"])
             .arg("--kubeconfig")
             .arg(kubeconfig)
             .arg("--pods-dir")

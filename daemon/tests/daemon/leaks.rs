@@ -1,1 +1,0 @@
-//! Nothing that is written tells a secret.
