@@ -6,10 +6,12 @@
 //! - [`ControlPlane`] is kube-apiserver with etcd, and what kubelets and operators would do to it.
 //! - [`Moto`] is an STS that was not written by us.
 //! - [`Sdk`] is an AWS SDK or the AWS CLI, unmodified, as an application would use it.
+//! - [`Daemon`] is the daemon as it ships.
 //! - [`Process`] is any other program, such as the daemon; [`binary`] finds those of this workspace.
 
 mod binaries;
 pub mod control_plane;
+pub mod daemon;
 mod loopback;
 mod moto;
 mod plain_http;
@@ -20,6 +22,7 @@ mod tools;
 
 pub use binaries::binary;
 pub use control_plane::ControlPlane;
+pub use daemon::Daemon;
 pub use loopback::{free_port, own_address};
 pub use moto::Moto;
 pub use process::Process;

@@ -19,3 +19,26 @@ pub(crate) async fn answers(authority: &str, path: &str) -> bool {
         Err(_) => false,
     }
 }
+
+/// Sends a request as [`send`] does and returns status and JSON, whatever the status is.
+pub(crate) async fn ask(
+    authority: &str,
+    request: http::Request<Vec<u8>>,
+) -> Result<(u16, serde_json::Value)> {
+    use anyhow::Context;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    // kube's client makes an error of each refusal and drops its body, so this one speaks for itself.
+    let mut text = format!("{} {} HTTP/1.0\r\nhost: {authority}\r\n", request.method(), request.uri());
+    for (name, value) in request.headers() {
+        text.push_str(&format!("{name}: {}\r\n", value.to_str()?));
+    }
+    text.push_str("\r\n");
+    let mut stream = tokio::net::TcpStream::connect(authority).await?;
+    stream.write_all(text.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer without an end of its head")?;
+    let status = head.split(' ').nth(1).context("an answer without a status")?.parse()?;
+    Ok((status, serde_json::from_str(body)?))
+}

@@ -13,6 +13,7 @@ use prometheus_client::{
     metrics::{
         counter::Counter,
         family::Family,
+        gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
     registry::Registry,
@@ -56,6 +57,7 @@ struct Metrics {
     duration: Histogram,
     first_request_wait: Histogram,
     slow_answers: Family<SlowLabel, Counter>,
+    in_progress: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -81,6 +83,7 @@ impl Observer {
 
     /// A request has arrived.
     pub fn arrived(&self, at: Instant, peer: IpAddr) -> Exchange {
+        self.metrics.in_progress.inc();
         Exchange { observer: self.clone(), arrived: at, peer, pod: None, begun: false, ended: false }
     }
 
@@ -155,6 +158,7 @@ impl Exchange {
     fn end(&mut self, outcome: &'static str) {
         self.ended = true;
         let metrics = &self.observer.metrics;
+        metrics.in_progress.dec();
         metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
         metrics.duration.observe(self.arrived.elapsed().as_secs_f64());
     }
@@ -181,7 +185,13 @@ impl Metrics {
             duration: Histogram::new(exponential_buckets(0.0001, 4.0, 10)),
             first_request_wait: Histogram::new(exponential_buckets(0.0001, 4.0, 10)),
             slow_answers: Family::default(),
+            in_progress: Gauge::default(),
         };
+        registry.register(
+            "requests_in_progress",
+            "Requests that have no answer yet, held and begun ones included",
+            metrics.in_progress.clone(),
+        );
         registry.register(
             "requests",
             "Requests by outcome: answered, refused, given_up (reset after it was begun), hung_up (by the client)",

@@ -1,0 +1,241 @@
+//! The daemon against a real API server: its pods, its tokens, its keys, its rights, its failures.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use kube::ResourceExt;
+use rolecall_contract::AUDIENCE;
+use rolecall_e2e::control_plane::ISSUER;
+use rolecall_e2e::daemon::{Daemon, Settings};
+use rolecall_e2e::{ControlPlane, Sdk};
+use rolecall_sandbox::kubelet::KubeletDir;
+use rolecall_sandbox::sts::{StsConfig, StsServer, TrustPolicy};
+use serde_json::{Value, json};
+
+const NODE: &str = "node-1";
+const ROLE: &str = "arn:aws:iam::111122223333:role/orders";
+
+/// What the daemon's ServiceAccount may do: the whole of it.
+const RIGHTS: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: rolecall-daemon}
+rules:
+- {apiGroups: [""], resources: [pods], verbs: [list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: rolecall-daemon}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: rolecall-daemon}
+subjects: [{kind: ServiceAccount, namespace: rolecall, name: rolecall-daemon}]
+"#;
+
+/// A cluster with a node, the kubelet's part of it, and STS.
+struct Fixture {
+    cluster: ControlPlane,
+    kubelet: KubeletDir,
+    sts: StsServer,
+    daemon: Daemon,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        let cluster = ControlPlane::start().await.unwrap();
+        cluster.create_namespace("rolecall").await.unwrap();
+        cluster.create_service_account("rolecall", "rolecall-daemon").await.unwrap();
+        cluster.apply(RIGHTS, "rolecall").await.unwrap();
+        cluster.create_node(NODE).await.unwrap();
+        cluster.create_namespace("shop").await.unwrap();
+        cluster.create_service_account("shop", "orders").await.unwrap();
+        let kubelet = KubeletDir::new().unwrap();
+        let sts = StsServer::start(StsConfig::default()).await.unwrap();
+        trust_keys(&cluster, &sts).await;
+        sts.trust(ROLE, TrustPolicy::service_account(ISSUER, "shop", "orders"));
+        let kubeconfig = cluster.kubeconfig_for_service_account("rolecall", "rolecall-daemon").await.unwrap();
+        let sts_url = sts.url();
+        let settings = Settings {
+            node: NODE,
+            kubeconfig: &kubeconfig,
+            pods_dir: kubelet.path(),
+            sts: &sts_url,
+            flags: &["--log-level=info,rolecall_daemon=debug"],
+        };
+        let daemon = Daemon::start(settings).await.unwrap();
+        Self { cluster, kubelet, sts, daemon }
+    }
+
+    /// A pod of the node as the shim makes it, and its uid.
+    async fn pod(&self, name: &str) -> String {
+        self.cluster.create_pod("shop", &manifest(name)).await.unwrap().uid().unwrap()
+    }
+
+    /// A token of the API server for the pod, as the kubelet asks for it.
+    async fn token(&self, name: &str, uid: &str) -> String {
+        self.cluster.token_request("shop", "orders", Some((name, uid)), AUDIENCE, 600).await.unwrap()
+    }
+
+    /// The same, written where the kubelet writes it.
+    async fn written_token(&self, name: &str, uid: &str) -> String {
+        let token = self.token(name, uid).await;
+        self.kubelet.write_token(uid, "rolecall-token", "token", &token).unwrap();
+        token
+    }
+
+    async fn outcome(&self, token: &str) -> String {
+        let (status, body) = self.daemon.get(token).await.unwrap();
+        let what = if status == 200 { &body["RoleArn"] } else { &body["code"] };
+        format!("{status} {}", what.as_str().unwrap().rsplit('/').next().unwrap())
+    }
+}
+
+async fn trust_keys(cluster: &ControlPlane, sts: &StsServer) {
+    let jwks: Value = serde_json::from_str(&cluster.jwks().await.unwrap()).unwrap();
+    sts.register_jwks(ISSUER, jwks);
+}
+
+fn manifest(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "annotations": {
+            "rolecall.dev/role-arn": ROLE, "rolecall.dev/token": "required",
+        }},
+        "spec": {
+            "nodeName": NODE,
+            "hostNetwork": true,
+            "serviceAccountName": "orders",
+            "containers": [{"name": "app", "image": "app", "volumeMounts": [
+                {"name": "rolecall-token", "mountPath": "/var/run/secrets/rolecall.dev/serviceaccount"},
+            ]}],
+            "volumes": [{"name": "rolecall-token", "projected": {"sources": [
+                {"serviceAccountToken": {"audience": AUDIENCE, "expirationSeconds": 3600, "path": "token"}},
+            ]}}],
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_pod_of_a_real_cluster_gets_its_credentials_through_real_sdks() {
+    let fixture = Fixture::start().await;
+    let uid = fixture.pod("orders-0").await;
+    fixture.written_token("orders-0", &uid).await;
+    let file = fixture.kubelet.token_path(&uid, "rolecall-token", "token");
+    let environment = fixture.daemon.environment(&file);
+    let environment: Vec<_> = environment.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    for sdk in Sdk::ALL {
+        let answer = sdk.identity(&environment, &fixture.sts.url()).await.unwrap();
+        assert_eq!(
+            answer.arn.as_deref(),
+            Some("arn:aws:sts::111122223333:assumed-role/orders/shop.orders-0"),
+            "{sdk:?}: {answer:?}\n{}",
+            fixture.daemon.logs()
+        );
+    }
+    assert_eq!(fixture.sts.call_count() - Sdk::ALL.len(), 1, "one exchange beside each SDK's own call");
+    fixture.daemon.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_is_believed_for_its_file_or_for_its_signature_and_for_nothing_else() {
+    let fixture = Fixture::start().await;
+    let uid = fixture.pod("orders-0").await;
+    // A rotated token is in no file any more; the API server's keys prove it.
+    let rotated = fixture.written_token("orders-0", &uid).await;
+    let current = fixture.written_token("orders-0", &uid).await;
+    assert_ne!(rotated, current);
+    assert_eq!(fixture.outcome(&current).await, "200 orders");
+    assert_eq!(fixture.outcome(&rotated).await, "200 orders");
+    // Another audience, no pod, another signature.
+    let other = fixture
+        .cluster
+        .token_request("shop", "orders", Some(("orders-0", &uid)), "vault", 600)
+        .await
+        .unwrap();
+    assert_eq!(fixture.outcome(&other).await, "403 token_invalid");
+    let unbound = fixture.cluster.token_request("shop", "orders", None, AUDIENCE, 600).await.unwrap();
+    assert_eq!(fixture.outcome(&unbound).await, "403 token_invalid");
+    let (signed, _) = rotated.rsplit_once('.').unwrap();
+    let (_, signature) = current.rsplit_once('.').unwrap();
+    assert_eq!(fixture.outcome(&format!("{signed}.{signature}")).await, "403 token_invalid");
+}
+
+#[tokio::test]
+async fn the_api_server_may_die_and_come_back_under_the_daemon() {
+    let fixture = Fixture::start().await;
+    let uid = fixture.pod("orders-0").await;
+    let token = fixture.written_token("orders-0", &uid).await;
+    let spare = fixture.token("orders-0", &uid).await;
+    assert_eq!(fixture.outcome(&token).await, "200 orders");
+
+    fixture.cluster.stop_api_server().unwrap();
+    fixture
+        .daemon
+        .wait_for_metric("rolecall_pod_watch_connected", |connected| connected == 0.0)
+        .await
+        .unwrap();
+    assert_eq!(fixture.outcome(&token).await, "200 orders");
+    // A rotation meanwhile: the kubelet's file is enough.
+    fixture.kubelet.write_token(&uid, "rolecall-token", "token", &spare).unwrap();
+    assert_eq!(fixture.outcome(&spare).await, "200 orders");
+
+    fixture.cluster.start_api_server().await.unwrap();
+    let later = fixture.pod("orders-1").await;
+    let token = fixture.written_token("orders-1", &later).await;
+    fixture.daemon.wait_for_metric("rolecall_pods", |pods| pods == 2.0).await.unwrap();
+    assert_eq!(fixture.outcome(&token).await, "200 orders");
+    assert_eq!(fixture.daemon.metric("rolecall_pod_watch_connected").await.unwrap(), 1.0);
+}
+
+#[tokio::test]
+async fn what_was_compacted_away_is_learned_from_a_new_list() {
+    let fixture = Fixture::start().await;
+    let uid = fixture.pod("gone").await;
+    let token = fixture.written_token("gone", &uid).await;
+    assert_eq!(fixture.outcome(&token).await, "200 orders");
+
+    // While the daemon's API server is down the world goes on, and its history is lost.
+    let peer = fixture.cluster.start_peer_api_server().await.unwrap();
+    fixture.cluster.stop_api_server().unwrap();
+    let pods: kube::Api<k8s_openapi::api::core::v1::Pod> =
+        kube::Api::namespaced(fixture.cluster.peer_client(&peer).await.unwrap(), "shop");
+    let now = kube::api::DeleteParams { grace_period_seconds: Some(0), ..Default::default() };
+    pods.delete("gone", &now).await.unwrap();
+    let fresh = pods
+        .create(&kube::api::PostParams::default(), &serde_json::from_value(manifest("fresh")).unwrap())
+        .await
+        .unwrap();
+    fixture.cluster.compact_etcd().await.unwrap();
+    peer.stop().unwrap();
+    fixture.cluster.start_api_server().await.unwrap();
+
+    let fresh = fresh.uid().unwrap();
+    let new_token = fixture.written_token("fresh", &fresh).await;
+    // No event ever said that the one has gone and the other has come.
+    loop {
+        match fixture.outcome(&new_token).await.as_str() {
+            "200 orders" => break,
+            "503 pod_unknown" => {}
+            other => panic!("{other}\n{}", fixture.daemon.logs()),
+        }
+    }
+    assert_eq!(fixture.outcome(&token).await, "403 pod_finished");
+}
+
+#[tokio::test]
+async fn a_new_signing_key_of_the_cluster_is_learned() {
+    let fixture = Fixture::start().await;
+    let uid = fixture.pod("orders-0").await;
+    assert_eq!(fixture.outcome(&fixture.written_token("orders-0", &uid).await).await, "200 orders");
+    fixture.cluster.rotate_signing_key().unwrap();
+    fixture.cluster.stop_api_server().unwrap();
+    fixture.cluster.start_api_server().await.unwrap();
+    trust_keys(&fixture.cluster, &fixture.sts).await;
+    let rotated = fixture.token("orders-0", &uid).await;
+    fixture.written_token("orders-0", &uid).await;
+    // It is in no file, and its key is in no set that the daemon has seen. Keys are fetched every 10 s at most, and
+    // a request waits 5 s.
+    loop {
+        match fixture.outcome(&rotated).await.as_str() {
+            "200 orders" => break,
+            "503 not_ready" => {}
+            other => panic!("{other}\n{}", fixture.daemon.logs()),
+        }
+    }
+}
