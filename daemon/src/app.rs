@@ -35,9 +35,6 @@ use rolecall_process::{
 /// Connections that the kernel keeps for a listener that is busy.
 const BACKLOG: u32 = 4096;
 
-/// How long the parts behind the endpoint get to end, once no request needs them.
-const BACK_DEADLINE: Duration = Duration::from_secs(1);
-
 /// Why the daemon did not end as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -227,7 +224,7 @@ impl App {
             tracing::warn!(task = left.name, count = left.count, "cut off at the end of the drain");
         }
         // The watch and the worker have no end of their own.
-        self.back.finish(BACK_DEADLINE).await;
+        self.back.finish(Duration::ZERO).await;
     }
 }
 

@@ -69,7 +69,11 @@ async fn a_pod_with_too_many_waiting_requests_is_told_so_and_no_other() {
     let refused = app.get("127.0.0.4", OWN, Some(&token)).await;
     assert_eq!(refused.outcome(), "503 too_many_requests");
     assert_eq!(app.ask("127.0.0.3", &reports).await, "200 orders");
-    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders", "its credentials were warm before the gate");
+    assert_eq!(
+        app.ask("127.0.0.2", &orders).await,
+        "200 orders",
+        "its credentials were warm before the gate"
+    );
     gate.release_all();
     for client in &mut waiting {
         assert_eq!(client.reply().await.outcome(), "200 orders");

@@ -90,7 +90,8 @@ async fn credentials_are_renewed_beside_and_swapped() {
 #[tokio::test]
 async fn pods_of_other_nodes_are_none_of_ours() {
     let app = TestApp::start().await;
-    let elsewhere = PodBuilder::new("shop", "elsewhere").role(super::app::ROLE).node("another-node").ip("127.0.0.9");
+    let elsewhere =
+        PodBuilder::new("shop", "elsewhere").role(super::app::ROLE).node("another-node").ip("127.0.0.9");
     let other = app.world.pod(elsewhere).unwrap();
     let reply = app.get("127.0.0.2", OWN, Some(&other.token().unwrap())).await;
     assert_eq!(reply.outcome(), "403 token_invalid");

@@ -102,14 +102,17 @@ async fn a_pod_may_use_so_many_roles_and_no_more() {
 async fn a_pod_without_what_it_takes_is_told_what_is_missing() {
     let app = TestApp::start().await;
     let none = PodBuilder::new("shop", "none").ip("127.0.0.2");
-    let wrong = PodBuilder::new("shop", "wrong").annotation("rolecall.dev/role-arn", "orders").ip("127.0.0.3");
+    let wrong =
+        PodBuilder::new("shop", "wrong").annotation("rolecall.dev/role-arn", "orders").ip("127.0.0.3");
     let tokenless = pod("tokenless").token_optional().without_token_volume().ip("127.0.0.4");
     for builder in [none, wrong, tokenless] {
         app.world.pod(builder).unwrap();
     }
-    for (from, expect) in
-        [("127.0.0.2", "404 no_role"), ("127.0.0.3", "403 role_malformed"), ("127.0.0.4", "403 no_token_volume")]
-    {
+    for (from, expect) in [
+        ("127.0.0.2", "404 no_role"),
+        ("127.0.0.3", "403 role_malformed"),
+        ("127.0.0.4", "403 no_token_volume"),
+    ] {
         assert_eq!(app.get(from, OWN, None).await.outcome(), expect);
     }
 }

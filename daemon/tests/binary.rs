@@ -1,0 +1,290 @@
+//! The real binary in the sandbox: what it writes, how it runs out of files, how it drains.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    dead_code,
+    reason = "tests fail by panicking, run in real time, and share a client"
+)]
+
+#[path = "daemon/client.rs"]
+mod client;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use client::{Client, End, Reply};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rolecall_sandbox::{
+    cluster::pod::PodBuilder,
+    issuer::{Algorithm, Issuer},
+    sts::{Behavior, SECRET_MARK, SESSION_MARK},
+    world::{NODE, World, WorldPod},
+};
+use tempfile::TempDir;
+
+const OWN: &str = "/v1/credentials";
+const ROLE: &str = "arn:aws:iam::111122223333:role/orders";
+
+/// A running binary in its world. Its log is in a file.
+struct Daemon {
+    world: World,
+    child: Child,
+    endpoint: SocketAddr,
+    admin: SocketAddr,
+    metrics: SocketAddr,
+    log: PathBuf,
+    dir: TempDir,
+}
+
+impl Daemon {
+    async fn start(limit_of_files: Option<u32>, flags: &[&str]) -> Self {
+        let world = World::start().await.unwrap();
+        let dir = TempDir::new().unwrap();
+        let log = dir.path().join("log");
+        let kubeconfig = dir.path().join("kubeconfig");
+        fs::write(&kubeconfig, world.cluster.kubeconfig()).unwrap();
+        let [endpoint, admin, metrics] = free_addresses();
+        let limit = limit_of_files.map_or_else(String::new, |files| format!("ulimit -n {files}; "));
+        let mut command = Command::new("sh");
+        command.env_clear().args([
+            "-c",
+            &format!("{limit}exec \"$0\" \"$@\""),
+            env!("CARGO_BIN_EXE_rolecall-daemon"),
+        ]);
+        command.args([
+            format!("--node-name={NODE}"),
+            format!("--kubeconfig={}", kubeconfig.display()),
+            format!("--pods-dir={}", world.kubelet.path().display()),
+            format!("--sts-endpoint={}", world.sts.url()),
+            format!("--listen={endpoint}"),
+            format!("--admin-listen={admin}"),
+            format!("--metrics-listen={metrics}"),
+            format!("--admin-socket={}", dir.path().join("admin.sock").display()),
+        ]);
+        command.args(flags).stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+        let child = command.spawn().unwrap();
+        let daemon = Self { world, child, endpoint, admin, metrics, log, dir };
+        daemon.logged("the pods of the node are known").await;
+        daemon.logged("the admin doors are open").await;
+        daemon
+    }
+
+    /// Waits for a text in the log.
+    async fn logged(&self, part: &str) {
+        while !self.log().contains(part) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    async fn get(&self, to: SocketAddr, path: &str, token: Option<&str>) -> Reply {
+        Client::connect("127.0.0.1", to).await.get(path, token).await
+    }
+
+    async fn ask(&self, token: &str) -> String {
+        self.get(self.endpoint, OWN, Some(token)).await.outcome()
+    }
+
+    async fn metric(&self, name: &str) -> f64 {
+        let text = self.get(self.metrics, "/metrics", None).await.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    fn terminate(&self) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_addresses() -> [SocketAddr; 3] {
+    [(); 3]
+        .map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+        .map(|listener| listener.local_addr().unwrap())
+}
+
+/// On the host network: the peer is the node's own address, and the token decides.
+fn pod(name: &str) -> PodBuilder {
+    PodBuilder::new("shop", name).service_account(name).role(ROLE).host_network(true)
+}
+
+/// Every part of a token that would help a thief.
+fn parts(token: &str) -> impl Iterator<Item = String> {
+    let parts: Vec<String> = token.split('.').map(str::to_owned).collect();
+    parts.into_iter().skip(1)
+}
+
+#[tokio::test]
+async fn nothing_that_is_written_tells_a_secret() {
+    for format in ["text", "json"] {
+        let everything = "trace,hyper=trace,kube=trace,aws=trace,tower=trace,rustls=trace,h2=trace";
+        let flags = [
+            format!("--log-format={format}"),
+            format!("--log-level={everything}"),
+            "--max-waiting-per-pod=2".into(),
+        ];
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let daemon = Daemon::start(None, &flags).await;
+        let mut secrets = vec![SECRET_MARK.to_owned(), SESSION_MARK.to_owned(), "PODSECRET".to_owned()];
+        let token_of = |pod: &WorldPod, secrets: &mut Vec<String>| {
+            let token = pod.token().unwrap();
+            secrets.extend(parts(&token));
+            token
+        };
+        let mut written = String::new();
+
+        // Credentials, warm and asked for.
+        let good = daemon.world.pod(pod("good").annotation("note", "PODSECRET")).unwrap();
+        let token = token_of(&good, &mut secrets);
+        assert_eq!(daemon.ask(&token).await, "200 orders");
+        assert_eq!(daemon.ask(&token).await, "200 orders");
+        // Another role in the path, which is denied.
+        let denied = format!("{OWN}/arn:aws:iam::111122223333:role/denied");
+        written += &daemon.get(daemon.endpoint, &denied, Some(&token)).await.text();
+        // Tokens that are refused, each for its own reason.
+        let claims = || good.claims();
+        let foreign = Issuer::new("https://kubernetes.default.svc", Algorithm::Es256);
+        for bad in [
+            daemon.world.issuer.mint(&claims().expired()),
+            daemon.world.issuer.mint(&claims().audiences(&["vault"])),
+            daemon.world.issuer.mint(&claims().node("elsewhere")),
+            foreign.mint(&claims()),
+            format!("Bearer {token}"),
+            token[..token.len() - 8].to_owned(),
+        ] {
+            secrets.extend(parts(&bad));
+            written += &daemon.get(daemon.endpoint, OWN, Some(&bad)).await.text();
+        }
+        written += &daemon.get(daemon.endpoint, OWN, None).await.text();
+        written += &daemon.get(daemon.endpoint, &format!("{OWN}?token={token}"), Some(&token)).await.text();
+        // STS refuses the token, fails in every way, and answers nonsense.
+        for (name, behavior) in [
+            ("throttled", Behavior::throttled()),
+            ("unavailable", Behavior::unavailable()),
+            ("reset", Behavior::reset()),
+            ("garbage", Behavior::garbage()),
+        ] {
+            daemon.world.sts.fail_next(2, behavior);
+            let pod = daemon.world.pod(pod(name)).unwrap();
+            let token = token_of(&pod, &mut secrets);
+            let mut client = Client::connect("127.0.0.1", daemon.endpoint).await;
+            client.ask(OWN, Some(&token)).await;
+            client.reply().await;
+        }
+        let refused = daemon.world.prepare(pod("refused"));
+        refused.trust();
+        refused.register();
+        let stale = daemon.world.issuer.mint(&refused.claims().expired());
+        refused.write(&stale).unwrap();
+        secrets.extend(parts(&stale));
+        written += &daemon.get(daemon.endpoint, OWN, Some(&stale)).await.text();
+        // A slow answer that is given up on, and one that is hung up on.
+        let gate = daemon.world.sts.hold();
+        let slow = daemon.world.pod(pod("slow")).unwrap();
+        let token = token_of(&slow, &mut secrets);
+        let mut client = Client::connect("127.0.0.1", daemon.endpoint).await;
+        client.ask(OWN, Some(&token)).await;
+        client.read_until(|text| text.contains("\r\n\r\n")).await;
+        drop(client);
+        gate.release_all();
+        // The API server goes, comes back, and says what cannot be read.
+        daemon.world.cluster.set_outage(true).await.unwrap();
+        while daemon.metric("rolecall_pod_watch_connected").await != 0.0 {}
+        daemon.world.cluster.set_outage(false).await.unwrap();
+        let late = daemon.world.pod(pod("late")).unwrap();
+        let token = token_of(&late, &mut secrets);
+        assert_eq!(daemon.ask(&token).await, "200 orders");
+        late.remove().unwrap();
+
+        for path in ["/healthz", "/readyz", "/log-level", "/metrics"] {
+            written += &daemon.get(daemon.admin, path, None).await.text();
+        }
+        written += &daemon.get(daemon.metrics, "/metrics", None).await.text();
+        daemon.terminate();
+        daemon.logged("ended").await;
+        written += &daemon.log();
+        assert!(
+            written.contains("assumed role") && written.contains("sts_denied"),
+            "the search has something to find"
+        );
+        for secret in secrets {
+            assert!(8 <= secret.len());
+            let at = written.find(&secret);
+            assert!(
+                at.is_none(),
+                "a secret was written: …{}",
+                &written[at.unwrap_or(0).saturating_sub(300)..at.unwrap_or(0)]
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_out_of_files_goes_on_when_there_are_some_again() {
+    let daemon = Daemon::start(Some(64), &[]).await;
+    let orders = daemon.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    assert_eq!(daemon.ask(&token).await, "200 orders");
+    let mut clients = Vec::new();
+    for _ in 0..80 {
+        clients.push(Client::connect("127.0.0.1", daemon.endpoint).await);
+    }
+    daemon.logged("cannot accept a connection").await;
+    drop(clients);
+    assert_eq!(daemon.ask(&token).await, "200 orders");
+    assert!(0.0 < daemon.metric("rolecall_accept_errors_total").await);
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_was_begun_and_takes_nothing_new() {
+    let mut daemon = Daemon::start(None, &[]).await;
+    let gate = daemon.world.sts.hold();
+    let orders = daemon.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    let mut idle = Client::connect("127.0.0.1", daemon.endpoint).await;
+    assert_eq!(idle.get("/", None).await.outcome(), "404 not_found");
+    let mut waiting = Client::connect("127.0.0.1", daemon.endpoint).await;
+    waiting.ask(OWN, Some(&token)).await;
+    waiting.read_until(|text| text.contains("\r\n\r\n")).await;
+    daemon.terminate();
+    daemon.logged("the drain begins").await;
+    assert_eq!(idle.end().await, End::Closed, "an idle connection is closed at once");
+    assert_eq!(daemon.get(daemon.admin, "/readyz", None).await.status, 503);
+    assert!(tokio::net::TcpStream::connect(daemon.endpoint).await.is_err(), "nobody listens any more");
+    gate.release_all();
+    assert_eq!(waiting.reply().await.outcome(), "200 orders");
+    assert!(daemon.child.wait().unwrap().success());
+    assert!(!daemon.dir.path().join("admin.sock").exists());
+}
+
+#[tokio::test]
+async fn a_drain_ends_at_its_deadline_and_says_what_was_left() {
+    let mut daemon = Daemon::start(None, &["--drain-deadline=1s"]).await;
+    let _gate = daemon.world.sts.hold();
+    let orders = daemon.world.pod(pod("orders")).unwrap();
+    let mut waiting = Client::connect("127.0.0.1", daemon.endpoint).await;
+    waiting.ask(OWN, Some(&orders.token().unwrap())).await;
+    waiting.read_until(|text| text.contains("\r\n\r\n")).await;
+    daemon.terminate();
+    waiting.end().await;
+    assert!(daemon.child.wait().unwrap().success());
+    let log = daemon.log();
+    assert!(log.contains("cut off at the end of the drain") && log.contains("connection"), "{log}");
+}
