@@ -62,7 +62,7 @@ struct Waiting {
     arrived: Instant,
     timing: Timing,
     /// Its place among what the pod may do at a time.
-    _permit: Option<Permit>,
+    _permit: Permit,
 }
 
 impl Endpoint {
@@ -115,7 +115,7 @@ impl Endpoint {
             .credentials
             .request(session)
             .map_err(|error| Refusal::TooManyRoles { limit: error.limit })?;
-        Ok(Progress::Waiting(Waiting {
+        Ok(Progress::Waiting(Box::new(Waiting {
             pending,
             pod,
             role,
@@ -124,8 +124,8 @@ impl Endpoint {
             token: head.token.map(Token::new),
             arrived,
             timing: self.config.timing,
-            _permit: Some(permit),
-        }))
+            _permit: permit,
+        })))
     }
 
     fn session(&self, pod: &Pod, asked: PathRole<'_>) -> Result<SessionRequest, Refusal> {
@@ -147,12 +147,13 @@ impl Endpoint {
 
 enum Progress {
     Done(Bytes),
-    Waiting(Waiting),
+    /// Boxed: the warm path should not carry its size around.
+    Waiting(Box<Waiting>),
 }
 
 /// Holds the request in silence, then begins the answer, or goes on in silence where it cannot be begun.
 async fn finish(
-    mut waiting: Waiting,
+    mut waiting: Box<Waiting>,
     mut exchange: Exchange,
     can_drip: bool,
     reset: ResetSwitch,
@@ -165,7 +166,7 @@ async fn finish(
             let (arrived, timing) = (waiting.arrived, waiting.timing);
             return reply::begun(slow::drip(finish_begun(waiting, exchange), arrived, timing, reset));
         }
-        None => waiting.to_the_end().await,
+        None => waiting.outcome_at_last().await,
     };
     match outcome {
         Ok(document) => {
@@ -176,8 +177,8 @@ async fn finish(
     }
 }
 
-async fn finish_begun(waiting: Waiting, exchange: Exchange) -> Result<Bytes, GivenUp> {
-    match waiting.to_the_end().await {
+async fn finish_begun(waiting: Box<Waiting>, exchange: Exchange) -> Result<Bytes, GivenUp> {
+    match waiting.outcome_at_last().await {
         Ok(document) => {
             exchange.answered();
             Ok(document)
@@ -200,7 +201,7 @@ impl Waiting {
         Some(self.judge(outcome).await)
     }
 
-    async fn to_the_end(mut self) -> Result<Bytes, Refusal> {
+    async fn outcome_at_last(mut self) -> Result<Bytes, Refusal> {
         let deadline = self.arrived + self.timing.give_up_after;
         match self.until(deadline).await {
             Some(outcome) => outcome,

@@ -1,18 +1,13 @@
 //! The daemon under test and the world around it.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{io, net::SocketAddr};
 
 use rolecall_daemon::{app::App, args, config::Config, node::NodeAddresses};
-use rolecall_process::telemetry::{self, LogFormat};
+use rolecall_process::telemetry;
 use rolecall_sandbox::{
     cluster::pod::PodBuilder,
     world::{NODE, World, WorldPod},
 };
-use tracing_subscriber::fmt::MakeWriter;
 
 use super::client::{Client, Reply};
 
@@ -23,14 +18,8 @@ pub const OTHER_ROLE: &str = "arn:aws:iam::111122223333:role/reports";
 pub struct TestApp {
     pub world: World,
     pub app: App,
-    pub logs: Logs,
     _scratch: tempfile::TempDir,
-    _logging: tracing::subscriber::DefaultGuard,
 }
-
-/// Everything that was logged.
-#[derive(Clone, Default)]
-pub struct Logs(Arc<Mutex<Vec<u8>>>);
 
 impl TestApp {
     /// Starts a daemon that knows its pods.
@@ -53,7 +42,7 @@ impl TestApp {
         let line = format!(
             "rolecall-daemon --node-name={NODE} --kubeconfig={} --pods-dir={} --listen=127.0.0.1:0 \
              --region=eu-west-1 --sts-endpoint={} --admin-listen=127.0.0.1:0 --metrics-listen=127.0.0.1:0 \
-             --admin-socket={} --log-level=debug {flags}",
+             --admin-socket={} {flags}",
             kubeconfig.display(),
             world.kubelet.path().display(),
             world.sts.url(),
@@ -61,14 +50,11 @@ impl TestApp {
         );
         let args = args::parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
         let config = Config::try_from(args.run).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
-        let logs = Logs::default();
-        let log = telemetry::Config { format: LogFormat::Json, ..config.log.clone() };
-        let (dispatch, log_level) = telemetry::with_writer(&log, logs.clone());
-        // Each test runs its own single-threaded runtime, so a thread's subscriber is the test's.
-        let logging = tracing::dispatcher::set_default(&dispatch);
+        // Nobody reads the log here; the tests of the binary do.
+        let (_, log_level) = telemetry::with_writer(&config.log, io::sink);
         let node = NodeAddresses::fixed(["127.0.0.1/32".parse().unwrap()]);
         let app = App::start(config, node, log_level).await.unwrap();
-        Self { world, app, logs, _scratch: scratch, _logging: logging }
+        Self { world, app, _scratch: scratch }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -101,38 +87,6 @@ impl TestApp {
         let text = self.metrics().await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
-    }
-
-    /// Waits until `condition` holds of the logs; what makes it hold must be under way.
-    pub async fn logged(&self, condition: impl Fn(&str) -> bool) {
-        while !condition(&self.logs.text()) {
-            tokio::task::yield_now().await;
-        }
-    }
-}
-
-impl Logs {
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl io::Write for Logs {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Logs {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
     }
 }
 
