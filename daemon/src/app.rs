@@ -246,9 +246,8 @@ impl Follower {
             Change::Changed { after, .. } if after.finished => self.forget(after),
             Change::Changed { before, after } => {
                 let key = |pod| self.sessions.own(pod).map(|session| session.key);
+                // What it had in a former role stays until it goes: a container may still ask for it by its path.
                 if key(before) != key(after) {
-                    // Its role was changed: what it had is not its own any more.
-                    self.credentials.forget(before.uid());
                     self.warm(after);
                 }
             }

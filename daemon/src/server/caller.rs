@@ -202,12 +202,16 @@ impl Callers {
         }
     }
 
-    /// Whether `request`, which was found to be `pod`'s, still is: asked again before credentials that were waited
-    /// for are handed out, for the address may have changed hands meanwhile.
-    pub async fn is_still(&self, request: Request<'_>, pod: &Pod) -> bool {
+    /// Asks again whether `request`, which was found to be `pod`'s, still is, before credentials that were waited for
+    /// are handed out: the address may have changed hands meanwhile.
+    ///
+    /// # Errors
+    /// What speaks against it now.
+    pub async fn confirm(&self, request: Request<'_>, pod: &Pod) -> Result<(), Refusal> {
         match decide(self.hear(request).await) {
-            Decision::Caller(now) => now.uid() == pod.uid(),
-            Decision::Wait(_) | Decision::Refuse(_) => false,
+            Decision::Caller(now) if now.uid() == pod.uid() => Ok(()),
+            Decision::Caller(_) => Err(self.count(Refusal::WrongPod)),
+            Decision::Wait(refusal) | Decision::Refuse(refusal) => Err(self.count(refusal)),
         }
     }
 

@@ -216,11 +216,8 @@ impl Waiting {
         let credentials = outcome.map_err(|error| refusal_of(error, &self.pod, &self.role))?;
         let asking = caller::Request { peer: self.peer, token: self.token.as_ref().map(Token::expose) };
         // Time has passed since the caller was found out.
-        if self.callers.is_still(asking, &self.pod).await {
-            Ok(credentials.reply())
-        } else {
-            Err(Refusal::PodFinished)
-        }
+        self.callers.confirm(asking, &self.pod).await?;
+        Ok(credentials.reply())
     }
 }
 

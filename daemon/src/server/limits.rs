@@ -78,6 +78,13 @@ struct Bucket {
     filled_at: Instant,
 }
 
+impl Connection {
+    /// A connection that has its place elsewhere.
+    pub fn served(permit: OwnedSemaphorePermit) -> Self {
+        Self::Served(Permit(permit))
+    }
+}
+
 impl Limits {
     pub fn new(config: Config) -> Self {
         let sources = Cache::builder().max_capacity(MAX_SOURCES).time_to_idle(FORGET_AFTER).build();

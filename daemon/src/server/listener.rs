@@ -65,6 +65,9 @@ pub struct Server {
     limits: Limits,
     node: NodeAddresses,
     connections: Arc<Semaphore>,
+    /// Places for the node's own addresses: pods on the host network share these, so they have no limit of one pod,
+    /// and must not take every place.
+    on_node: Arc<Semaphore>,
     metrics: Metrics,
     tasks: drain::Tasks,
 }
@@ -94,7 +97,8 @@ impl Server {
         tasks: drain::Tasks,
     ) -> Self {
         let connections = Arc::new(Semaphore::new(config.max_connections));
-        Self { config, endpoint: Arc::new(endpoint), limits, node, connections, metrics, tasks }
+        let on_node = Arc::new(Semaphore::new(config.max_connections.div_ceil(2)));
+        Self { config, endpoint: Arc::new(endpoint), limits, node, connections, on_node, metrics, tasks }
     }
 
     /// Accepts on `listener` until the drain begins. No error ends it.
@@ -132,13 +136,15 @@ impl Server {
 
     async fn serve(self, stream: TcpStream, peer: SocketAddr) {
         let address = peer.ip().to_canonical();
-        // Pods on the host network share the node's addresses, so these have no limit of their own.
-        let on_node = self.node.contains(address);
-        let place = if on_node { None } else { Some(self.limits.connect(Source::Address(address))) };
+        let place = if self.node.contains(address) {
+            self.on_node.clone().try_acquire_owned().map_or(Connection::CutOff, Connection::served)
+        } else {
+            self.limits.connect(Source::Address(address))
+        };
         let too_many = match place {
-            None | Some(Connection::Served(_)) => false,
-            Some(Connection::Refused(_)) => true,
-            Some(Connection::CutOff) => {
+            Connection::Served(_) => false,
+            Connection::Refused(_) => true,
+            Connection::CutOff => {
                 self.metrics.cut_off.inc();
                 // A reset frees the port at once on both sides.
                 let _ = stream.set_zero_linger();

@@ -22,6 +22,9 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// A key that the cluster has withdrawn is noticed after this time.
 const REFRESH_AFTER: Duration = Duration::from_secs(300);
 
+/// After a failure it is tried again although nobody asks.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+
 /// Fetches the documents from the API server.
 pub type Fetch = Box<dyn Fn() -> BoxFuture<'static, Result<Documents, FetchError>> + Send + Sync>;
 
@@ -116,7 +119,8 @@ impl Fetcher {
         loop {
             let began = Instant::now();
             self.fetch_once().await;
-            let _ = timeout(REFRESH_AFTER, self.wanted.notified()).await;
+            let refresh_after = if self.published.borrow().reached { REFRESH_AFTER } else { RETRY_AFTER };
+            let _ = timeout(refresh_after, self.wanted.notified()).await;
             sleep_until(began + FETCH_SPACING).await;
         }
     }
