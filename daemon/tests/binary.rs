@@ -298,3 +298,20 @@ async fn a_drain_ends_at_its_deadline_and_says_what_was_left() {
     let log = daemon.log();
     assert!(log.contains("cut off at the end of the drain") && log.contains("connection"), "{log}");
 }
+
+#[tokio::test]
+async fn the_same_refusal_of_the_same_pod_is_logged_once() {
+    let daemon = Daemon::start(None, &["--log-format=json"]).await;
+    let orders = daemon.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    assert_eq!(daemon.ask(&token).await, "200 orders");
+    for _ in 0..5 {
+        daemon.get(daemon.endpoint, OWN, None).await;
+        daemon.get(daemon.endpoint, &format!("{OWN}/x"), Some(&token)).await;
+    }
+    let log = daemon.log();
+    let lines =
+        |code: &str| log.lines().filter(|line| line.contains(&format!("\"code\":\"{code}\""))).count();
+    assert_eq!((lines("host_network_needs_token"), lines("role_malformed")), (1, 1), "{log}");
+    assert_eq!(daemon.metric("rolecall_refusals_total{code=\"role_malformed\"}").await, 5.0);
+}
