@@ -133,6 +133,12 @@ impl App {
         let (table, writer) = PodTable::new();
 
         let source = TokenSource::new(config.tokens.pods_dir);
+        if let Err(error) = source.check() {
+            tracing::error!(
+                error = %chain(&error),
+                "cannot open --pods-dir: no pod gets credentials until the kubelet's directory is mounted there"
+            );
+        }
         let (keys, fetcher) = KeySet::new(kubernetes::issuer_documents(client.clone()));
         let audience = config.tokens.verify.audience.clone();
         let verifier = Verifier::new(config.tokens.verify, keys, source.clone());
@@ -241,6 +247,7 @@ impl Follower {
         match change {
             Change::Arrived(pod) => {
                 tracing::debug!(pod = %pod.identity, uid = %pod.uid(), role = ?pod.binding.role, "saw a pod");
+                self.credentials.readmit(pod.uid());
                 self.warm(pod);
             }
             Change::Changed { after, .. } if after.finished => self.forget(after),

@@ -293,7 +293,7 @@ async fn a_drain_ends_at_its_deadline_and_says_what_was_left() {
     waiting.ask(OWN, Some(&orders.token().unwrap())).await;
     waiting.read_until(|text| text.contains("\r\n\r\n")).await;
     daemon.terminate();
-    waiting.end().await;
+    assert_eq!(waiting.end().await, End::Reset);
     assert!(daemon.child.wait().unwrap().success());
     let log = daemon.log();
     assert!(log.contains("cut off at the end of the drain") && log.contains("connection"), "{log}");
