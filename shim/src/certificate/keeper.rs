@@ -217,7 +217,8 @@ impl Keeper {
     async fn act(&mut self) -> Result<bool, Error> {
         let Some(mut stored) = self.shared().await? else { return Ok(false) };
         let now = self.clock.now();
-        let next_published_for = Some(Duration::MAX);
+        let next_published_for =
+            stored.next.as_ref().and_then(|next| self.published_for(&next.to_authority()));
         if let Some(due) =
             plan::due(Some(&stored), &self.config.names, next_published_for, now, &self.config.lifetimes)
         {
@@ -294,7 +295,7 @@ impl Keeper {
     async fn publish(&mut self, stored: &Stored) -> Result<(), Error> {
         let Some(published) = &self.published else { return Ok(()) };
         // While the Secret was exchanged by hand, this replica still serves with what it had before.
-        let required: Vec<Authority> = stored.authorities().take(1).collect();
+        let required: Vec<Authority> = stored.authorities().chain(self.served_by.clone()).collect();
         let now = Instant::now();
         let due = match published.standing(&required) {
             Standing::Exact => {
@@ -304,14 +305,14 @@ impl Keeper {
             // Another replica may still serve with what is superfluous here.
             Standing::More => {
                 let since = *self.more_since.get_or_insert(now);
-                { let _ = (since, prune_after(TICK)); true }
+                prune_after(self.config.lifetimes.settle) <= now.duration_since(since)
             }
             Standing::Less => true,
         };
         if due {
             let params =
                 PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-            let keep_more = false;
+            let keep_more = published.standing(&required) == Standing::Less;
             let patch = Patch::Strategic(published.patch(&required, keep_more));
             let name = &self.config.webhook_configuration;
             match self.configurations.patch(name, &params, &patch).await {
@@ -348,7 +349,7 @@ impl Keeper {
             None => true,
             Some(facts) if facts.issuer == stored.serving.facts.issuer => true,
             // Not every API server knows on the spot what was published.
-            Some(_) => true,
+            Some(_) => published_for.is_some_and(|published| self.config.lifetimes.settle <= published),
         };
         let is_served = served.as_ref().is_some_and(|facts| facts.der == stored.serving.facts.der);
         if !is_served && may_be_served {
