@@ -22,6 +22,12 @@ pub const PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local
 pub const METADATA: [&str; 2] = ["169.254.169.254", "fd00:ec2::254"];
 pub const ENDPOINT: [&str; 2] = ["169.254.170.23", "fd00:ec2::23"];
 
+/// Other addresses behind the node, which nobody blocks.
+const BEHIND: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+
+/// The host's end of every veth pair has it, as with Calico.
+const MAC: &str = "ee:ee:ee:ee:ee:ee";
+
 /// What is not there after this time will not come: a dropped packet has no other sign.
 const SILENCE: Duration = Duration::from_millis(400);
 
@@ -144,7 +150,7 @@ impl Node {
             ] {
                 run(line);
             }
-            for address in METADATA {
+            for address in METADATA.into_iter().chain(BEHIND) {
                 serve(TcpListener::bind((address.parse::<IpAddr>().unwrap(), 80)).unwrap());
             }
         });
@@ -172,7 +178,7 @@ impl Node {
                 (format!("veth-r{number}"), format!("10.245.0.{number}"), format!("fd10:245::{number}"))
             }
         };
-        run(&format!("ip link add {host} type veth peer name eth0 netns {}", namespace.path()));
+        run(&format!("ip link add {host} address {MAC} type veth peer name eth0 netns {}", namespace.path()));
         run(&format!("ip link set {host} up"));
         match link {
             Link::Bridge => {
@@ -182,7 +188,6 @@ impl Node {
                 run(&format!("ip address add fe80::1/64 dev {host} nodad"));
                 run(&format!("ip route add {v4}/32 dev {host}"));
                 run(&format!("ip route add {v6}/128 dev {host}"));
-                fs::write(format!("/proc/sys/net/ipv4/conf/{host}/proxy_arp"), "1").unwrap();
             }
         }
         namespace.enter(|| match link {
@@ -199,12 +204,13 @@ impl Node {
                 run("ip link set eth0 up");
                 run("ip route add 169.254.1.1 dev eth0 scope link");
                 run("ip route add default via 169.254.1.1");
+                run(&format!("ip neighbor add 169.254.1.1 lladdr {MAC} dev eth0"));
                 run("ip route add default via fe80::1 dev eth0");
             }
         });
         let pod = Pod { namespace, v4, v6 };
         // A link that has just come up loses packets.
-        for address in ["192.0.2.2", "2001:db8::2"] {
+        for address in BEHIND {
             wait_until("a pod's network is up", || {
                 pod.namespace.enter(|| attempt((address.parse::<IpAddr>().unwrap(), 80).into()).is_ok())
             });
@@ -261,12 +267,20 @@ pub fn exchange(to: SocketAddr, head: &str) -> String {
     text
 }
 
-/// Whether an open connection to the metadata service still carries something.
-pub fn is_alive(mut stream: &TcpStream) -> bool {
+/// Whether an open connection to the metadata service still carries `word` there and back.
+pub fn carries(mut stream: &TcpStream, word: &str) -> bool {
     stream.set_read_timeout(Some(SILENCE)).unwrap();
-    let mut echo = [0; 64];
-    let sent = stream.write_all(b"still there?\n");
-    sent.is_ok() && stream.read(&mut echo).is_ok_and(|length| 0 < length)
+    let (mut received, mut buffer) = (String::new(), [0; 64]);
+    if stream.write_all(word.as_bytes()).is_err() {
+        return false;
+    }
+    while !received.contains(word) {
+        match stream.read(&mut buffer) {
+            Ok(length) if 0 < length => received += std::str::from_utf8(&buffer[..length]).unwrap(),
+            Ok(_) | Err(_) => return false,
+        }
+    }
+    true
 }
 
 fn reach(address: &str) -> Reach {

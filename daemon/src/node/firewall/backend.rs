@@ -57,27 +57,29 @@ impl Backend {
         Self::Iptables(families)
     }
 
-    /// Every place in which a daemon with some other settings may have left rules.
+    /// Every place in which a daemon with some other settings may have left rules. Two may be one.
     pub fn all(programs: &Programs) -> Vec<Self> {
         let mut all = vec![Self::Nftables(programs.nft.clone())];
         for name in [programs.iptables.as_path(), Path::new("iptables-nft"), Path::new("iptables-legacy")] {
             let backend = Self::iptables(name);
-            if !all.contains(&backend) && !backend.would_make_the_legacy_table() {
+            if !all.contains(&backend) {
                 all.push(backend);
             }
         }
         all
     }
 
-    /// Whether to look would leave a trace: the legacy programs make the table raw by looking into it.
-    fn would_make_the_legacy_table(&self) -> bool {
-        match self {
-            Self::Nftables(_) => false,
-            Self::Iptables(families) => families.iter().any(|family| {
-                let legacy = family.save.to_string_lossy().contains("legacy");
-                let tables = std::fs::read_to_string(family.family.legacy_tables()).unwrap_or_default();
-                legacy && !tables.lines().any(|table| table == iptables::TABLE)
-            }),
+    /// Whether `other` is this one by another name: `iptables` is either `iptables-nft` or `iptables-legacy`.
+    pub(super) async fn is_same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Iptables(a), Self::Iptables(b)) => match (a.first(), b.first()) {
+                (Some(a), Some(b)) => matches!(
+                    (a.is_legacy().await, b.is_legacy().await),
+                    (Ok(a), Ok(b)) if a == b
+                ),
+                (None, _) | (_, None) => false,
+            },
+            (Self::Nftables(_), _) | (_, Self::Nftables(_)) => self == other,
         }
     }
 
@@ -158,9 +160,9 @@ impl Backend {
             Self::Iptables(families) => {
                 let mut removed = Vec::new();
                 for family in families {
-                    let saved = match family.saved().await {
-                        Ok(saved) => saved,
-                        Err(Error::Missing(_)) => continue,
+                    let saved = match family.saved_if_any().await {
+                        Ok(Some(saved)) => saved,
+                        Ok(None) | Err(Error::Missing(_)) => continue,
                         Err(error) => return Err(error),
                     };
                     if let Some(removal) = iptables::removal(&saved) {
@@ -191,6 +193,24 @@ impl Family {
 
     async fn saved(&self) -> Result<String, Error> {
         Ok(program::run(&self.save, &["-t", iptables::TABLE], "").await?)
+    }
+
+    /// `None` where there is no such table. The legacy programs make it by looking into it, and it could not be
+    /// removed again.
+    async fn saved_if_any(&self) -> Result<Option<String>, Error> {
+        let is_there = match std::fs::read_to_string(self.family.legacy_tables()) {
+            Ok(tables) => tables.lines().any(|table| table == iptables::TABLE),
+            Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        };
+        if !is_there && self.is_legacy().await? {
+            return Ok(None);
+        }
+        self.saved().await.map(Some)
+    }
+
+    /// Whether it is the variant that came before nftables. Releases before 1.8 knew no other, and do not say so.
+    async fn is_legacy(&self) -> Result<bool, Error> {
+        Ok(!program::run(&self.save, &["--version"], "").await?.contains("nf_tables"))
     }
 
     async fn restore(&self, input: &str) -> Result<(), Error> {

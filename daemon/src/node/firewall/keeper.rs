@@ -184,8 +184,8 @@ impl Firewall {
 
     /// A daemon with other settings may have left rules elsewhere, which would know of no exemption of today.
     async fn remove_leftovers(&self) {
-        for other in Backend::all(&self.programs).into_iter().filter(|other| *other != self.backend) {
-            if self.is_another_name_for_ours(&other).await {
+        for other in Backend::all(&self.programs) {
+            if other == self.backend || other.is_same_as(&self.backend).await {
                 continue;
             }
             match other.remove().await {
@@ -196,17 +196,6 @@ impl Firewall {
                 }
                 Err(error) => debug!(error = %chain(&error), "cannot look for rules of other settings"),
             }
-        }
-    }
-
-    /// Whether `other` sees the rules that were just put: `iptables` is either `iptables-nft` or
-    /// `iptables-legacy`.
-    async fn is_another_name_for_ours(&self, other: &Backend) -> bool {
-        match (&self.backend, other) {
-            (Backend::Iptables(_), Backend::Iptables(_)) => {
-                matches!(other.check(&self.ruleset).await, Ok(Verdict::Same))
-            }
-            (Backend::Nftables(_), _) | (_, Backend::Nftables(_)) => false,
         }
     }
 
