@@ -14,6 +14,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rolecall
 ifndef CARGO_TARGET_DIR
 export CARGO_BUILD_BUILD_DIR ?= $(CACHE)/target
 export CARGO_TARGET_DIR := $(CURDIR)/target
+$(shell scripts/tools claim $(CARGO_BUILD_BUILD_DIR))
 endif
 BIN := $(CARGO_TARGET_DIR)/debug
 
@@ -44,7 +45,7 @@ endif
 .PHONY: test
 test: tools ## Run all tests: the fast ones, then those against real parts
 	@$(BUILD_PROGRAMS)
-	@$(WITH_TOOLS); cargo test --locked --workspace --no-fail-fast
+	@$(WITH_TOOLS); timeout --foreground 40m cargo test --locked --workspace --no-fail-fast
 
 .PHONY: test-fast
 test-fast: ## Run the tests that need no root, no cluster and no network

@@ -155,6 +155,12 @@ impl App {
         let (table, writer) = PodTable::new();
 
         let source = TokenSource::new(config.tokens.pods_dir);
+        if let Err(error) = source.check() {
+            tracing::error!(
+                error = %chain(&error),
+                "cannot open --pods-dir: no pod gets credentials until the kubelet's directory is mounted there"
+            );
+        }
         let (keys, fetcher) = KeySet::new(kubernetes::issuer_documents(client.clone()));
         let audience = config.tokens.verify.audience.clone();
         let verifier = Verifier::new(config.tokens.verify, keys, source.clone());
@@ -277,14 +283,14 @@ impl Follower {
         match change {
             Change::Arrived(pod) => {
                 tracing::debug!(pod = %pod.identity, uid = %pod.uid(), role = ?pod.binding.role, "saw a pod");
+                self.credentials.readmit(pod.uid());
                 self.warm(pod);
             }
             Change::Changed { after, .. } if after.finished => self.forget(after),
             Change::Changed { before, after } => {
                 let key = |pod| self.sessions.own(pod).map(|session| session.key);
+                // What it had in a former role stays until it goes: a container may still ask for it by its path.
                 if key(before) != key(after) {
-                    // Its role was changed: what it had is not its own any more.
-                    self.credentials.forget(before.uid());
                     self.warm(after);
                 }
             }

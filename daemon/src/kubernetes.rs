@@ -46,7 +46,7 @@ pub async fn client(kubeconfig: Option<PathBuf>, connection: Connection) -> Resu
     };
     config.read_timeout = Some(READ_TIMEOUT);
     let report = MapResponseLayer::new(move |response: Response<_>| {
-        if !response.status().is_server_error() {
+        if response.status().is_success() {
             connection.answered();
         }
         response
@@ -73,7 +73,18 @@ pub fn issuer_documents(client: Client) -> Fetch {
 
 async fn read(path: &std::path::Path) -> Result<kube::Config, KubeconfigError> {
     let kubeconfig = Kubeconfig::read_from(path)?;
-    kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await
+    let proxy_url = proxy_url(&kubeconfig);
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    // The proxies of the environment are for STS; kube would take them for the API server too.
+    config.proxy_url = proxy_url.and_then(|url| url.parse().ok());
+    Ok(config)
+}
+
+fn proxy_url(kubeconfig: &Kubeconfig) -> Option<String> {
+    let current = kubeconfig.current_context.as_deref()?;
+    let context = kubeconfig.contexts.iter().find(|it| it.name == current)?.context.as_ref()?;
+    let cluster = kubeconfig.clusters.iter().find(|it| it.name == context.cluster)?.cluster.as_ref()?;
+    cluster.proxy_url.clone()
 }
 
 async fn get(client: &Client, path: &str) -> Result<Value, FetchError> {

@@ -89,7 +89,7 @@ fn run(args: RunArgs) -> ExitCode {
         tracing::warn!("{warning}");
     }
     harden();
-    raise_file_limit(config.server.limits.connections);
+    raise_file_limit(config.server.listener.max_connections);
     let runtime = match data_plane() {
         Ok(runtime) => runtime,
         Err(error) => {

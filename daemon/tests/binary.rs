@@ -15,6 +15,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use client::{Client, End, Reply};
@@ -29,6 +30,9 @@ use rolecall_sandbox::{
     world::{NODE, World, WorldPod},
 };
 use tempfile::TempDir;
+
+/// A test that waits for longer waits for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const OWN: &str = "/v1/credentials";
 const ROLE: &str = "arn:aws:iam::111122223333:role/orders";
@@ -80,8 +84,13 @@ impl Daemon {
 
     /// Waits for a text in the log.
     async fn logged(&self, part: &str) {
-        while !self.log().contains(part) {
-            tokio::task::yield_now().await;
+        let there = async {
+            while !self.log().contains(part) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, there).await.is_err() {
+            panic!("no {part:?} in the log:\n{}", self.log());
         }
     }
 
@@ -268,7 +277,8 @@ async fn a_drain_finishes_what_was_begun_and_takes_nothing_new() {
     daemon.logged("the drain begins").await;
     assert_eq!(idle.end().await, End::Closed, "an idle connection is closed at once");
     assert_eq!(daemon.get(daemon.admin, "/readyz", None).await.status, 503);
-    assert!(tokio::net::TcpStream::connect(daemon.endpoint).await.is_err(), "nobody listens any more");
+    // Each task hears of the drain for itself; soon nobody listens any more.
+    while tokio::net::TcpStream::connect(daemon.endpoint).await.is_ok() {}
     gate.release_all();
     assert_eq!(waiting.reply().await.outcome(), "200 orders");
     assert!(daemon.child.wait().unwrap().success());
@@ -284,8 +294,25 @@ async fn a_drain_ends_at_its_deadline_and_says_what_was_left() {
     waiting.ask(OWN, Some(&orders.token().unwrap())).await;
     waiting.read_until(|text| text.contains("\r\n\r\n")).await;
     daemon.terminate();
-    waiting.end().await;
+    assert_eq!(waiting.end().await, End::Reset);
     assert!(daemon.child.wait().unwrap().success());
     let log = daemon.log();
     assert!(log.contains("cut off at the end of the drain") && log.contains("connection"), "{log}");
+}
+
+#[tokio::test]
+async fn the_same_refusal_of_the_same_pod_is_logged_once() {
+    let daemon = Daemon::start(None, &["--log-format=json"]).await;
+    let orders = daemon.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    assert_eq!(daemon.ask(&token).await, "200 orders");
+    for _ in 0..5 {
+        daemon.get(daemon.endpoint, OWN, None).await;
+        daemon.get(daemon.endpoint, &format!("{OWN}/x"), Some(&token)).await;
+    }
+    let log = daemon.log();
+    let lines =
+        |code: &str| log.lines().filter(|line| line.contains(&format!("\"code\":\"{code}\""))).count();
+    assert_eq!((lines("host_network_needs_token"), lines("role_malformed")), (1, 1), "{log}");
+    assert_eq!(daemon.metric("rolecall_refusals_total{code=\"role_malformed\"}").await, 5.0);
 }

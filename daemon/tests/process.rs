@@ -5,13 +5,14 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::TcpListener,
-    os::unix::net::UnixListener,
+    os::{fd::AsFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Output, Stdio},
     sync::Arc,
 };
 
 use nix::{
+    poll::{PollFd, PollFlags, poll},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -83,13 +84,21 @@ impl Daemon {
     /// Reads the log up to the line with `part`.
     fn wait_for(&mut self, part: &str) -> String {
         let mut all = String::new();
-        while self.log.read_line(&mut all).unwrap() != 0 {
+        while self.has_more(&all) && self.log.read_line(&mut all).unwrap() != 0 {
             let line = all.lines().last().unwrap();
             if line.contains(part) {
                 return line.to_owned();
             }
         }
         panic!("the log ended without {part:?}:\n{all}");
+    }
+
+    /// Waits for something to read; a daemon that stays silent for a minute will not say it any more.
+    fn has_more(&self, so_far: &str) -> bool {
+        let mut polled = [PollFd::new(self.log.get_ref().as_fd(), PollFlags::POLLIN)];
+        let ready = !self.log.buffer().is_empty() || poll(&mut polled, 60_000u16).unwrap() != 0;
+        assert!(ready, "silence after:\n{so_far}");
+        ready
     }
 
     fn signal(&self, signal: Signal) {

@@ -103,7 +103,7 @@ impl<S: Sts> Fetcher<S> {
         drop(in_flight);
         self.metrics.attempted(&result, began.elapsed());
         match &result {
-            Ok(_) | Err(StsError::Denied { .. } | StsError::TokenRefused { .. }) => self.pace.answered(),
+            Ok(_) | Err(StsError::Denied { .. } | StsError::TokenRefused { .. }) => self.pace.answered(began),
             Err(StsError::Throttled { .. }) => self.pace.throttled(began, Instant::now(), fastrand::f64()),
             Err(StsError::Unreachable { .. }) => {}
         }

@@ -8,7 +8,7 @@ use super::{
     Config, CredentialKey, Credentials, SessionRequest,
     exchange::{FetchError, Sts},
     metrics::Metrics,
-    table::{Now, Status, Table},
+    table::{Limits, Now, Status, Table},
     worker::Worker,
 };
 use crate::{identity::PodUid, time::Clock, token::volume::TokenSource};
@@ -25,6 +25,8 @@ pub struct Pending {
     key: CredentialKey,
     generation: Option<u64>,
     status: watch::Receiver<Status>,
+    /// It has looked once, and found nothing.
+    waits: bool,
 }
 
 /// The pod asks for more roles than it may.
@@ -53,7 +55,10 @@ impl CredentialManager {
         metrics: Metrics,
     ) -> (Self, Worker<S>) {
         let shared = Arc::new(Shared {
-            table: Mutex::new(Table::new(config.roles_per_pod)),
+            table: Mutex::new(Table::new(Limits {
+                roles: config.roles_per_pod,
+                exchanges: config.concurrency.div_ceil(4),
+            })),
             clock,
             wake: Arc::new(Notify::new()),
             roles_per_pod: config.roles_per_pod,
@@ -76,6 +81,11 @@ impl CredentialManager {
         let now = self.shared.now();
         self.shared.table().forget(pod, now);
         self.shared.wake.notify_one();
+    }
+
+    /// Lets a pod ask that was forgotten and is there again.
+    pub fn readmit(&self, pod: &PodUid) {
+        self.shared.table().readmit(pod);
     }
 
     /// The credentials of `key`, where there are some that are good to hand out.
@@ -103,7 +113,7 @@ impl CredentialManager {
         if hurried {
             self.shared.wake.notify_one();
         }
-        Ok(Pending { shared: self.shared.clone(), key, generation, status })
+        Ok(Pending { shared: self.shared.clone(), key, generation, status, waits: false })
     }
 }
 
@@ -114,10 +124,11 @@ impl Pending {
     pub async fn outcome(&mut self) -> Result<Arc<Credentials>, FetchError> {
         let mut asked = false;
         loop {
-            let known = self.status.borrow_and_update().outcome(self.shared.now());
+            let known = self.status.borrow_and_update().outcome(self.shared.now(), self.waits);
             if let Some(outcome) = known {
                 return outcome;
             }
+            self.waits = true;
             if !asked {
                 // A failure that was remembered when the request came may have been forgotten since.
                 asked = true;

@@ -25,6 +25,8 @@ struct State {
     throttles: u32,
     not_before: Option<Instant>,
     slowed_at: Option<Instant>,
+    /// Answers since the limit last changed.
+    answers: usize,
 }
 
 /// The right to have one attempt with STS out; ends when dropped.
@@ -36,7 +38,8 @@ impl Pace {
     pub(super) fn new(most: usize, wake: Arc<Notify>, metrics: Metrics) -> Arc<Self> {
         let most = most.max(1);
         metrics.concurrency_limit(most);
-        let state = State { limit: most, in_flight: 0, throttles: 0, not_before: None, slowed_at: None };
+        let state =
+            State { limit: most, in_flight: 0, throttles: 0, not_before: None, slowed_at: None, answers: 0 };
         Arc::new(Self { state: Mutex::new(state), most, wake, metrics })
     }
 
@@ -60,13 +63,23 @@ impl Pace {
         spare.then(|| self.take())
     }
 
-    /// STS answered without throttling.
-    pub(super) fn answered(&self) {
+    /// STS answered an attempt that began at `began` without throttling it.
+    ///
+    /// An attempt that was out when STS throttled another says nothing of the slower pace. One more place is tried
+    /// after as many answers as there are places: each round, as TCP does, and not each answer.
+    pub(super) fn answered(&self, began: Instant) {
         let mut state = self.state();
+        if state.slowed_at.is_some_and(|at| began <= at) {
+            return;
+        }
         state.throttles = 0;
         state.not_before = None;
-        state.limit = (state.limit + 1).min(self.most);
-        self.metrics.concurrency_limit(state.limit);
+        state.answers += 1;
+        if state.limit <= state.answers && state.limit < self.most {
+            state.limit += 1;
+            state.answers = 0;
+            self.metrics.concurrency_limit(state.limit);
+        }
     }
 
     /// STS throttled an attempt that began at `began`. Attempts that were out together count once.
@@ -77,6 +90,7 @@ impl Pace {
         }
         state.throttles = state.throttles.saturating_add(1);
         state.limit = (state.limit / 2).max(1);
+        state.answers = 0;
         state.not_before = Some(now + policy::throttle_pause(state.throttles, jitter));
         state.slowed_at = Some(now);
         self.metrics.concurrency_limit(state.limit);
@@ -113,12 +127,28 @@ mod tests {
             pace.throttled(Instant::now(), Instant::now(), 1.0);
             assert_eq!(limit(), expect);
         }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let answered = |times: usize| (0..times).for_each(|_| pace.answered(Instant::now()));
         for expect in [2, 3, 4] {
-            pace.answered();
+            answered(expect - 2);
+            assert_eq!(limit(), expect - 1, "a round of answers is not over");
+            answered(1);
             assert_eq!(limit(), expect);
         }
-        (0..50).for_each(|_| pace.answered());
+        answered(200);
         assert_eq!(limit(), 16);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_to_attempts_that_were_out_do_not_undo_a_throttling() {
+        let pace = pace();
+        let began = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let now = Instant::now();
+        (0..8).for_each(|_| pace.throttled(began, now, 1.0));
+        (0..8).for_each(|_| pace.answered(began));
+        assert_eq!(pace.state().limit, 8);
+        assert_eq!(pace.free_at(now), Some(now + Duration::from_millis(500)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -140,7 +170,8 @@ mod tests {
             pace.throttled(now, now, 1.0);
             assert_eq!(pace.free_at(now), Some(now + Duration::from_millis(expect)));
         }
-        pace.answered();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        pace.answered(Instant::now());
         assert_eq!(pace.free_at(Instant::now()), Some(Instant::now()));
     }
 

@@ -35,14 +35,25 @@ pub(super) struct Now {
 
 /// All keys, and what is to be done for them when.
 ///
-/// Invariant: a key that is neither being fetched nor waiting for its token is in the queue.
+/// Invariant: a key that is neither being fetched nor waiting for its token is in the queue or held back.
 pub(super) struct Table {
     entries: HashMap<CredentialKey, Entry>,
     by_pod: HashMap<PodUid, Vec<CredentialKey>>,
     queue: Queue<CredentialKey>,
+    /// Keys that are due while their pod has as many exchanges out as it may; the end of one puts them back.
+    held_back: HashMap<PodUid, Vec<(CredentialKey, Priority)>>,
     forgotten: Vec<(Instant, PodUid)>,
     next_generation: u64,
-    roles_per_pod: usize,
+    limits: Limits,
+}
+
+/// What one pod may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Keys.
+    pub(super) roles: usize,
+    /// Exchanges at a time: with STS slow, one pod's many roles must not make all others wait.
+    pub(super) exchanges: usize,
 }
 
 /// Whose work it is. Results come back with it, and are dropped where the entry is another by then.
@@ -83,14 +94,15 @@ impl Now {
 }
 
 impl Table {
-    pub(super) fn new(roles_per_pod: usize) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
             entries: HashMap::new(),
             by_pod: HashMap::new(),
             queue: Queue::new(),
+            held_back: HashMap::new(),
             forgotten: Vec::new(),
             next_generation: 0,
-            roles_per_pod,
+            limits,
         }
     }
 
@@ -104,7 +116,7 @@ impl Table {
 
     /// Wants credentials for `request`, now and until the pod is forgotten.
     pub(super) fn warm(&mut self, request: SessionRequest, now: Now) {
-        self.forgotten.retain(|(_, pod)| *pod != request.key.pod);
+        self.readmit(&request.key.pod);
         match self.entries.get_mut(&request.key) {
             None => self.insert(request, true, now),
             Some(entry) => {
@@ -139,7 +151,7 @@ impl Table {
             return false;
         };
         entry.asked_at = now.at;
-        if entry.status.borrow().outcome(now).is_some() {
+        if entry.status.borrow().outcome(now, false).is_some() {
             return false;
         }
         match entry.phase {
@@ -150,6 +162,11 @@ impl Table {
                 true
             }
         }
+    }
+
+    /// `pod` is there, again or still.
+    pub(super) fn readmit(&mut self, pod: &PodUid) {
+        self.forgotten.retain(|(_, it)| it != pod);
     }
 
     /// Forgets all keys of `pod`; whoever waits is told that it is gone.
@@ -169,11 +186,17 @@ impl Table {
     /// Begins the most urgent work that is due.
     pub(super) fn begin(&mut self, now: Now) -> Option<Work> {
         while let Some(key) = self.queue.pop_due(now.at) {
+            let is_full = self.limits.exchanges <= self.exchanges_of(&key.pod);
             let Some(entry) = self.entries.get_mut(&key) else {
                 continue;
             };
             if entry.is_abandoned(now) {
                 self.remove(&key);
+                continue;
+            }
+            if is_full && !matches!(entry.phase, Phase::Fetching) {
+                let priority = entry.priority(now);
+                self.held_back.entry(key.pod.clone()).or_default().push((key, priority));
                 continue;
             }
             let since = match entry.phase {
@@ -195,6 +218,9 @@ impl Table {
             return Consequence::Dropped;
         };
         entry.phase = Phase::Idle;
+        for (key, priority) in self.held_back.remove(&ticket.key.pod).into_iter().flatten() {
+            self.queue.raise(&key, priority, now.at);
+        }
         match fetched {
             Fetched::Issued(credentials) => {
                 entry.take(credentials, now);
@@ -297,12 +323,18 @@ impl Table {
     /// Whether `pod` may have one more key. Keys that only wait to be dropped make room.
     fn has_room(&mut self, pod: &PodUid, now: Now) -> bool {
         let keys = self.by_pod.get(pod).cloned().unwrap_or_default();
-        if keys.len() < self.roles_per_pod {
+        if keys.len() < self.limits.roles {
             return true;
         }
         let abandoned =
             keys.iter().find(|key| self.entries.get(key).is_some_and(|entry| entry.is_abandoned(now)));
         abandoned.inspect(|key| self.remove(key)).is_some()
+    }
+
+    fn exchanges_of(&self, pod: &PodUid) -> usize {
+        let keys = self.by_pod.get(pod).into_iter().flatten();
+        let entries = keys.filter_map(|key| self.entries.get(key));
+        entries.filter(|entry| matches!(entry.phase, Phase::Fetching)).count()
     }
 
     fn insert(&mut self, request: SessionRequest, is_warmed: bool, now: Now) {
@@ -320,10 +352,14 @@ impl Table {
         };
         entry.status.send_replace(Status::gone());
         self.queue.forget(key);
+        if let Some(held) = self.held_back.get_mut(&key.pod) {
+            held.retain(|(it, _)| it != key);
+        }
         if let Some(keys) = self.by_pod.get_mut(&key.pod) {
             keys.retain(|it| it != key);
             if keys.is_empty() {
                 self.by_pod.remove(&key.pod);
+                self.held_back.remove(&key.pod);
             }
         }
     }

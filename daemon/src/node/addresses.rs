@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -13,6 +14,9 @@ use rtnetlink::{
 };
 use tokio::sync::watch;
 use tracing::{debug, warn};
+
+/// Pause after the kernel did not tell.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The addresses of the network namespace that this process lives in: of every interface, loopback, bridges and
 /// link-local ones included. Cloning is cheap.
@@ -68,8 +72,9 @@ impl NodeAddresses {
                     // What changed is asked anew, all of it: a burst of messages may overflow the socket, and a
                     // list that was patched from what is left would stay wrong.
                     while messages.try_recv().is_ok() {}
-                    if let Err(error) = following.ask(&handle).await {
+                    while let Err(error) = following.ask(&handle).await {
                         warn!(%error, "cannot follow the node's addresses; those last seen count");
+                        tokio::time::sleep(ASK_AGAIN_AFTER).await;
                     }
                 }
             };

@@ -88,6 +88,10 @@ impl Connection {
     }
 
     fn failed(&self, error: &watcher::Error) {
+        if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
+            // It has answered: what it is asked for is too old, and a list follows.
+            return;
+        }
         self.connected.set(0);
         if !self.lost.swap(true, Ordering::Relaxed) {
             warn!(error = %chain(error), "lost the API server; serving the pods that are known, and trying on");

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::refusal::Refusal;
 use crate::{
-    identity::PodUid,
+    identity::{PodIdentity, PodUid},
     node::NodeAddresses,
     pods::{AddressOwner, Pod, PodTable, UidLookup},
     time::Clock,
@@ -163,6 +163,13 @@ pub struct Callers {
     wrong_pod: Counter,
 }
 
+/// Whom a refused request points at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Suspects {
+    pub at_address: Option<PodIdentity>,
+    pub of_token: Option<PodIdentity>,
+}
+
 /// Where a request comes from and what it carries.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
@@ -202,13 +209,29 @@ impl Callers {
         }
     }
 
-    /// Whether `request`, which was found to be `pod`'s, still is: asked again before credentials that were waited
-    /// for are handed out, for the address may have changed hands meanwhile.
-    pub async fn is_still(&self, request: Request<'_>, pod: &Pod) -> bool {
-        match decide(self.hear(request).await) {
-            Decision::Caller(now) => now.uid() == pod.uid(),
-            Decision::Wait(_) | Decision::Refuse(_) => false,
-        }
+    /// Asks again whether `request`, which was found to be `pod`'s, still is, before credentials that were waited for
+    /// are handed out: the address may have changed hands meanwhile. It may wait, as any request does.
+    ///
+    /// # Errors
+    /// What speaks against it now.
+    pub async fn confirm(&self, request: Request<'_>, pod: &Pod) -> Result<(), Refusal> {
+        let now = self.identify(request, Instant::now()).await?;
+        if now.uid() == pod.uid() { Ok(()) } else { Err(self.count(Refusal::WrongPod)) }
+    }
+
+    /// Whom a refused request points at, for the log alone: the pod that is known at its address, and the one whose
+    /// proven token it carries.
+    pub fn suspects(&self, request: Request<'_>) -> Suspects {
+        let at_address = match self.look_up(request.peer) {
+            AddressSays::Pod(pod) => Some(pod.identity.clone()),
+            _ => None,
+        };
+        let verified = request.token.and_then(|token| self.verifier.recall(token));
+        let of_token = verified.and_then(|verified| match self.table.by_uid(&verified.uid) {
+            UidLookup::Live(pod) => Some(pod.identity.clone()),
+            _ => None,
+        });
+        Suspects { at_address, of_token }
     }
 
     /// The caller, where its token was proven before: the path of nearly every request, which waits for nothing.
@@ -235,7 +258,7 @@ impl Callers {
             let look = async {
                 // The proof of a token may itself have to wait for the cluster's keys; a change meanwhile may
                 // make it superfluous, and is looked at anew.
-                let decision = decide(self.hear(request).await);
+                let decision = decide(self.hear(request, arrived).await);
                 let Decision::Wait(refusal) = decision else { return Some(decision) };
                 undecided = refusal;
                 std::future::pending().await
@@ -259,15 +282,18 @@ impl Callers {
         }
     }
 
-    async fn hear(&self, request: Request<'_>) -> Testimony {
+    async fn hear(&self, request: Request<'_>, arrived: Instant) -> Testimony {
         let token = match request.token {
             None => TokenSays::Absent,
-            Some(token) => self.examine(token).await,
+            Some(token) => self.examine(token, arrived).await,
         };
         let address = self.look_up(request.peer);
         let kubelet_keeps = match (&token, &address) {
             (TokenSays::Absent, AddressSays::Pod(pod)) if pod.binding.token == TokenRule::Optional => {
+                // The address may have passed on while the disk was asked; then that says nothing of its new owner,
+                // and the change has the request looked at anew.
                 self.verifier.kubelet_keeps(pod.uid(), &pod.token_volumes).await
+                    && self.look_up(request.peer) == address
             }
             _ => false,
         };
@@ -290,7 +316,7 @@ impl Callers {
         }
     }
 
-    async fn examine(&self, token: &str) -> TokenSays {
+    async fn examine(&self, token: &str, arrived: Instant) -> TokenSays {
         if let Some(verified) = self.verifier.recall(token) {
             return self.weigh(&verified);
         }
@@ -304,8 +330,10 @@ impl Callers {
         let proof = match self.table.by_uid(&uid) {
             // To refuse, an unproven claim is enough.
             UidLookup::Finished | UidLookup::Departed => return TokenSays::Finished,
-            UidLookup::Live(pod) => self.verifier.prove(token, &claims, &uid, &pod.token_volumes).await,
-            UidLookup::Unknown => self.verifier.prove(token, &claims, &uid, &[]).await,
+            UidLookup::Live(pod) => {
+                self.verifier.prove(token, &claims, &uid, &pod.token_volumes, arrived).await
+            }
+            UidLookup::Unknown => self.verifier.prove(token, &claims, &uid, &[], arrived).await,
         };
         match proof {
             Proof::Good(verified) => self.weigh(&verified),

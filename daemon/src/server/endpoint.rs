@@ -98,14 +98,16 @@ impl Endpoint {
         let head = Head::check(request)?;
         // Charged before anything is done for it, to whoever that can be told to be by now.
         let on_node = self.node.contains(peer.address);
-        let permit = if on_node { None } else { Some(self.limits.admit(Source::Address(peer.address))?) };
-        let asking = caller::Request { peer: peer.address, token: head.token };
-        let pod = self.callers.identify(asking, arrived).await?;
-        exchange.identified(&pod.identity);
-        let permit = match permit {
-            Some(permit) => permit,
-            None => self.limits.admit(Source::Pod(pod.uid().clone()))?,
+        let permit = if on_node {
+            self.limits.admit_unidentified()?
+        } else {
+            self.limits.admit(Source::Address(peer.address))?
         };
+        let asking = caller::Request { peer: peer.address, token: head.token };
+        let identified = self.callers.identify(asking, arrived).await;
+        let pod = identified.inspect_err(|_| exchange.suspected(self.callers.suspects(asking)))?;
+        exchange.identified(&pod.identity);
+        let permit = if on_node { self.limits.admit(Source::Pod(pod.uid().clone()))? } else { permit };
         let session = self.session(&pod, head.role)?;
         if let Some(credentials) = self.credentials.valid(&session.key) {
             return Ok(Progress::Done(credentials.reply()));
@@ -216,11 +218,8 @@ impl Waiting {
         let credentials = outcome.map_err(|error| refusal_of(error, &self.pod, &self.role))?;
         let asking = caller::Request { peer: self.peer, token: self.token.as_ref().map(Token::expose) };
         // Time has passed since the caller was found out.
-        if self.callers.is_still(asking, &self.pod).await {
-            Ok(credentials.reply())
-        } else {
-            Err(Refusal::PodFinished)
-        }
+        self.callers.confirm(asking, &self.pod).await?;
+        Ok(credentials.reply())
     }
 }
 

@@ -18,6 +18,9 @@ use crate::identity::PodUid;
 /// Most sources that are kept track of; the one that was idle longest goes first.
 const MAX_SOURCES: u64 = 8192;
 
+/// Most requests from the node's own addresses that wait to be identified.
+const MAX_UNIDENTIFIED: usize = 512;
+
 /// A source that was idle for this long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
@@ -45,6 +48,8 @@ pub enum Source {
 pub struct Limits {
     config: Config,
     sources: Cache<Source, Arc<State>>,
+    /// Places for requests from the node's own addresses while it is not known whose they are.
+    unidentified: Arc<Semaphore>,
 }
 
 /// A place among what a source may do at a time; it is given back when dropped.
@@ -78,10 +83,17 @@ struct Bucket {
     filled_at: Instant,
 }
 
+impl Connection {
+    /// A connection that has its place elsewhere.
+    pub fn served(permit: OwnedSemaphorePermit) -> Self {
+        Self::Served(Permit(permit))
+    }
+}
+
 impl Limits {
     pub fn new(config: Config) -> Self {
         let sources = Cache::builder().max_capacity(MAX_SOURCES).time_to_idle(FORGET_AFTER).build();
-        Self { config, sources }
+        Self { config, sources, unidentified: Arc::new(Semaphore::new(MAX_UNIDENTIFIED)) }
     }
 
     /// Takes a place for a request.
@@ -100,6 +112,15 @@ impl Limits {
             return Err(Refusal::TooManyRequests("requests per second"));
         }
         Ok(Permit(permit))
+    }
+
+    /// Takes a place for a request of which it is not known yet to whom to charge it.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn admit_unidentified(&self) -> Result<Permit, Refusal> {
+        let permit = self.unidentified.clone().try_acquire_owned();
+        permit.map(Permit).map_err(|_| Refusal::TooManyRequests("unidentified requests of the node"))
     }
 
     /// Takes a place for a connection.

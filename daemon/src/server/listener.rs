@@ -13,6 +13,10 @@ use std::{
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::{
+    libc::linger,
+    sys::socket::{setsockopt, sockopt},
+};
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
@@ -21,7 +25,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::sleep,
+    time::{Sleep, sleep},
 };
 use tracing::{debug, warn};
 
@@ -45,7 +49,7 @@ const READ_BUFFER: usize = 32 * 1024;
 pub struct Config {
     /// Open connections of all pods together.
     pub max_connections: usize,
-    /// Time for a request's head to arrive, and for an idle connection to stay.
+    /// Time for a request's head to arrive, for an idle connection to stay, and for a client to read.
     pub header_timeout: Duration,
 }
 
@@ -65,6 +69,9 @@ pub struct Server {
     limits: Limits,
     node: NodeAddresses,
     connections: Arc<Semaphore>,
+    /// Places for the node's own addresses: pods on the host network share these, so they have no limit of one pod,
+    /// and must not take every place.
+    on_node: Arc<Semaphore>,
     metrics: Metrics,
     tasks: drain::Tasks,
 }
@@ -94,7 +101,8 @@ impl Server {
         tasks: drain::Tasks,
     ) -> Self {
         let connections = Arc::new(Semaphore::new(config.max_connections));
-        Self { config, endpoint: Arc::new(endpoint), limits, node, connections, metrics, tasks }
+        let on_node = Arc::new(Semaphore::new(config.max_connections.div_ceil(2)));
+        Self { config, endpoint: Arc::new(endpoint), limits, node, connections, on_node, metrics, tasks }
     }
 
     /// Accepts on `listener` until the drain begins. No error ends it.
@@ -132,13 +140,15 @@ impl Server {
 
     async fn serve(self, stream: TcpStream, peer: SocketAddr) {
         let address = peer.ip().to_canonical();
-        // Pods on the host network share the node's addresses, so these have no limit of their own.
-        let on_node = self.node.contains(address);
-        let place = if on_node { None } else { Some(self.limits.connect(Source::Address(address))) };
+        let place = if self.node.contains(address) {
+            self.on_node.clone().try_acquire_owned().map_or(Connection::CutOff, Connection::served)
+        } else {
+            self.limits.connect(Source::Address(address))
+        };
         let too_many = match place {
-            None | Some(Connection::Served(_)) => false,
-            Some(Connection::Refused(_)) => true,
-            Some(Connection::CutOff) => {
+            Connection::Served(_) => false,
+            Connection::Refused(_) => true,
+            Connection::CutOff => {
                 self.metrics.cut_off.inc();
                 // A reset frees the port at once on both sides.
                 let _ = stream.set_zero_linger();
@@ -155,7 +165,7 @@ impl Server {
 
     async fn speak_http(&self, stream: TcpStream, address: IpAddr, too_many: bool) {
         let reset = ResetSwitch::default();
-        let io = TokioIo::new(Resettable { stream, reset: reset.clone() });
+        let io = TokioIo::new(Resettable::new(stream, reset.clone(), self.config.header_timeout));
         let service = service_fn(|request: Request<Incoming>| {
             let peer = Peer { address, reset: reset.clone() };
             let endpoint = &self.endpoint;
@@ -213,18 +223,55 @@ impl Drop for Open {
     }
 }
 
-/// A stream that ends with a reset if its switch was pressed, and with a close otherwise.
+/// A stream that ends with a reset while its switch is pressed and with a close otherwise, and that ends when its
+/// client does not read.
 struct Resettable {
     stream: TcpStream,
     reset: ResetSwitch,
+    /// What the socket was last told of the switch.
+    lingers_for_zero: bool,
+    write_timeout: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Resettable {
+    fn new(stream: TcpStream, reset: ResetSwitch, write_timeout: Duration) -> Self {
+        Self { stream, reset, lingers_for_zero: false, write_timeout, stalled: None }
+    }
+
+    /// Closing a socket that lingers for zero seconds sends RST in place of FIN (socket(7)). It is told so with the
+    /// bytes, not at the end, for the end may be the process's own.
+    fn follow_switch(&mut self) {
+        let pressed = self.reset.is_pressed();
+        if pressed != self.lingers_for_zero {
+            let linger = linger { l_onoff: pressed.into(), l_linger: 0 };
+            let _ = setsockopt(&self.stream, sockopt::Linger, &linger);
+            self.lingers_for_zero = pressed;
+        }
+    }
+
+    /// Lets a write wait for the client to read, but not for ever.
+    fn within_time<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let write_timeout = self.write_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(write_timeout)));
+        match stalled.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
 }
 
 impl Drop for Resettable {
     fn drop(&mut self) {
-        if self.reset.is_pressed() {
-            // Closing a socket that lingers for zero seconds sends RST in place of FIN (socket(7)).
-            let _ = self.stream.set_zero_linger();
-        }
+        self.follow_switch();
     }
 }
 
@@ -244,7 +291,9 @@ impl AsyncWrite for Resettable {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        self.follow_switch();
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.within_time(context, written)
     }
 
     fn poll_write_vectored(
@@ -252,7 +301,9 @@ impl AsyncWrite for Resettable {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        self.follow_switch();
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.within_time(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,11 +1,6 @@
 //! What the endpoint tells of itself: a metric for each request, a log line for each refusal that is news.
 
-use std::{
-    collections::HashSet,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
 use moka::sync::Cache;
 use prometheus_client::{
@@ -21,7 +16,7 @@ use prometheus_client::{
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::refusal::Refusal;
+use super::{caller::Suspects, refusal::Refusal};
 use crate::identity::{PodIdentity, PodUid};
 
 /// The same refusal of the same source is logged once in this time.
@@ -35,7 +30,7 @@ const MAX_REMEMBERED: u64 = 4096;
 pub struct Observer {
     metrics: Metrics,
     /// The pods that have asked before.
-    seen: Arc<Mutex<HashSet<PodUid>>>,
+    seen: Cache<PodUid, ()>,
     logged: Cache<(IpAddr, Option<PodUid>, &'static str), ()>,
 }
 
@@ -46,6 +41,7 @@ pub struct Exchange {
     arrived: Instant,
     peer: IpAddr,
     pod: Option<PodIdentity>,
+    suspects: Suspects,
     begun: bool,
     ended: bool,
 }
@@ -78,23 +74,31 @@ struct SlowLabel {
 impl Observer {
     pub fn new(registry: &mut Registry) -> Self {
         let logged = Cache::builder().max_capacity(MAX_REMEMBERED).time_to_live(REPEAT_AFTER).build();
-        Self { metrics: Metrics::register(registry), seen: Arc::default(), logged }
+        let seen = Cache::builder().max_capacity(MAX_REMEMBERED).build();
+        Self { metrics: Metrics::register(registry), seen, logged }
     }
 
     /// A request has arrived.
     pub fn arrived(&self, at: Instant, peer: IpAddr) -> Exchange {
         self.metrics.in_progress.inc();
-        Exchange { observer: self.clone(), arrived: at, peer, pod: None, begun: false, ended: false }
+        Exchange {
+            observer: self.clone(),
+            arrived: at,
+            peer,
+            pod: None,
+            suspects: Suspects::default(),
+            begun: false,
+            ended: false,
+        }
     }
 
     /// Forgets a pod that has left.
     pub fn forget(&self, uid: &PodUid) {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.seen.invalidate(uid);
     }
 
     fn is_first_of(&self, uid: &PodUid) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        !seen.contains(uid) && seen.insert(uid.clone())
+        !self.seen.contains_key(uid) && self.seen.entry_by_ref(uid).or_insert(()).is_fresh()
     }
 
     fn log(&self, exchange: &Exchange, refusal: &Refusal, begun: bool) {
@@ -102,14 +106,17 @@ impl Observer {
         if !self.logged.entry(key).or_insert(()).is_fresh() {
             return;
         }
-        let pod = exchange.pod.as_ref().map(tracing::field::display);
+        let shown = |pod: &Option<PodIdentity>| pod.as_ref().map(ToString::to_string);
+        let pod = shown(&exchange.pod);
+        let (pod_at_address, pod_of_token) =
+            (shown(&exchange.suspects.at_address), shown(&exchange.suspects.of_token));
         let code = refusal.code();
         let message = refusal.message();
         let peer = exchange.peer;
         if begun {
             warn!(pod, %peer, code, message, "gave up an answer that was begun");
         } else {
-            warn!(pod, %peer, code, message, "refused a request");
+            warn!(pod, %peer, pod_at_address, pod_of_token, code, message, "refused a request");
         }
     }
 }
@@ -118,6 +125,11 @@ impl Exchange {
     /// It is known who asks.
     pub fn identified(&mut self, pod: &PodIdentity) {
         self.pod = Some(pod.clone());
+    }
+
+    /// It is not known who asks, but whom it points at.
+    pub fn suspected(&mut self, suspects: Suspects) {
+        self.suspects = suspects;
     }
 
     /// The answer was begun and white space goes out.

@@ -22,6 +22,9 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// A key that the cluster has withdrawn is noticed after this time.
 const REFRESH_AFTER: Duration = Duration::from_secs(300);
 
+/// After a failure it is tried again although nobody asks.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+
 /// Fetches the documents from the API server.
 pub type Fetch = Box<dyn Fn() -> BoxFuture<'static, Result<Documents, FetchError>> + Send + Sync>;
 
@@ -79,6 +82,8 @@ struct Published {
     issuer: Arc<str>,
     /// Whether the last fetch succeeded.
     reached: bool,
+    /// When the last fetch ended.
+    asked_at: Option<Instant>,
 }
 
 impl KeySet {
@@ -89,23 +94,26 @@ impl KeySet {
         (Self { published: receiver, wanted: wanted.clone() }, Fetcher { fetch, published: sender, wanted })
     }
 
-    /// Looks up the key `id`; one that is not known is fetched, and waited for.
+    /// Looks up the key `id`; one that is not known is fetched, and waited for, unless the API server was asked
+    /// after `since` already.
     ///
     /// It may take [`FETCH_SPACING`] until a fetch is due; who cannot wait that long stops waiting.
-    pub async fn find(&self, id: &str) -> KeyLookup {
+    pub async fn find(&self, id: &str, since: Instant) -> KeyLookup {
         let mut published = self.published.clone();
-        if let Some(known) = published.borrow_and_update().lookup(id) {
-            return known;
-        }
-        self.wanted.notify_one();
-        if published.changed().await.is_err() {
-            return KeyLookup::Unreachable;
-        }
-        let published = published.borrow();
-        match published.lookup(id) {
-            Some(known) => known,
-            None if published.reached => KeyLookup::Unknown,
-            None => KeyLookup::Unreachable,
+        loop {
+            {
+                let now = published.borrow_and_update();
+                if let Some(known) = now.lookup(id) {
+                    return known;
+                }
+                if now.asked_at.is_some_and(|at| since < at) {
+                    return if now.reached { KeyLookup::Unknown } else { KeyLookup::Unreachable };
+                }
+            }
+            self.wanted.notify_one();
+            if published.changed().await.is_err() {
+                return KeyLookup::Unreachable;
+            }
         }
     }
 }
@@ -116,13 +124,15 @@ impl Fetcher {
         loop {
             let began = Instant::now();
             self.fetch_once().await;
-            let _ = timeout(REFRESH_AFTER, self.wanted.notified()).await;
+            let refresh_after = if self.published.borrow().reached { REFRESH_AFTER } else { RETRY_AFTER };
+            let _ = timeout(refresh_after, self.wanted.notified()).await;
             sleep_until(began + FETCH_SPACING).await;
         }
     }
 
     async fn fetch_once(&self) {
         let fetched = timeout(FETCH_TIMEOUT, (self.fetch)()).await;
+        let asked_at = Some(Instant::now());
         let documents = match fetched {
             Ok(Ok(documents)) => documents,
             failed => {
@@ -136,16 +146,20 @@ impl Fetcher {
                         "cannot fetch the cluster's signing keys; the keys last seen and the kubelet's files decide"
                     );
                 }
-                self.published.send_modify(|published| published.reached = false);
+                self.published.send_modify(|published| {
+                    published.reached = false;
+                    published.asked_at = asked_at;
+                });
                 return;
             }
         };
         let keys = parse(&documents.jwks);
         self.published.send_modify(|published| {
-            if !published.keys.keys().eq(keys.keys()) {
+            if published.keys.len() != keys.len() || !keys.keys().all(|id| published.keys.contains_key(id)) {
                 info!(keys = keys.len(), issuer = documents.issuer, "fetched the cluster's signing keys");
             }
-            *published = Published { keys, issuer: documents.issuer.as_str().into(), reached: true };
+            *published =
+                Published { keys, issuer: documents.issuer.as_str().into(), reached: true, asked_at };
         });
     }
 }
@@ -180,12 +194,24 @@ impl Published {
 fn parse(jwks: &Value) -> HashMap<String, Key> {
     let keys = jwks.get("keys").and_then(Value::as_array).into_iter().flatten();
     keys.filter_map(|value| {
-        let jwk: jwk::Jwk = serde_json::from_value(value.clone()).ok()?;
-        let algorithm = algorithm_of(&jwk)?;
-        let key = Arc::new(DecodingKey::from_jwk(&jwk).ok()?);
-        Some((jwk.common.key_id?, Key { key, algorithm }))
+        let key = read_key(value);
+        if key.is_none() {
+            let id = value.get("kid").and_then(Value::as_str);
+            warn!(
+                id,
+                "leave out a signing key of the cluster: RS256, RS384, RS512, ES256 and ES384 are understood"
+            );
+        }
+        key
     })
     .collect()
+}
+
+fn read_key(value: &Value) -> Option<(String, Key)> {
+    let jwk: jwk::Jwk = serde_json::from_value(value.clone()).ok()?;
+    let algorithm = algorithm_of(&jwk)?;
+    let key = Arc::new(DecodingKey::from_jwk(&jwk).ok()?);
+    Some((jwk.common.key_id?, Key { key, algorithm }))
 }
 
 /// The algorithm follows from the key, never from the token: a token that may choose could choose a weak one.

@@ -11,6 +11,7 @@ use std::{
 use aws_lc_rs::digest;
 use moka::sync::Cache;
 use subtle::ConstantTimeEq;
+use tokio::time::Instant;
 
 use super::{
     claims::{Claims, ClaimsError},
@@ -131,10 +132,19 @@ impl Verifier {
     ///
     /// The file comes first, for it needs no API server. What the kubelet keeps was issued by this cluster,
     /// whatever its issuer is called today, so the issuer is asked of signed tokens only.
-    pub async fn prove(&self, token: &str, claims: &Claims, uid: &PodUid, volumes: &[TokenVolume]) -> Proof {
+    ///
+    /// A key that the API server did not know when it was asked after `since` is not asked for again.
+    pub async fn prove(
+        &self,
+        token: &str,
+        claims: &Claims,
+        uid: &PodUid,
+        volumes: &[TokenVolume],
+        since: Instant,
+    ) -> Proof {
         if !self.is_in_kubelets_file(token, uid, volumes).await {
             let Some(key_id) = &claims.key_id else { return Proof::Bad(TokenFault::NotAuthentic) };
-            match self.keys.find(key_id).await {
+            match self.keys.find(key_id, since).await {
                 KeyLookup::Unreachable => return Proof::Open,
                 KeyLookup::Unknown => return Proof::Bad(TokenFault::NotAuthentic),
                 KeyLookup::Known { key, .. } if !key.signed(token) => {

@@ -54,6 +54,14 @@ impl TokenSource {
         Self { pods_dir: pods_dir.into() }
     }
 
+    /// Whether the directory of pods is there, to be told at the start.
+    ///
+    /// # Errors
+    /// What the system says of it.
+    pub fn check(&self) -> Result<(), ReadError> {
+        open_pods_dir(&self.pods_dir).map(drop)
+    }
+
     /// Reads the token of pod `uid` out of the first of `volumes` that has one.
     ///
     /// # Errors
@@ -109,8 +117,7 @@ fn read_volume(pods_dir: &Path, uid: &PodUid, volume: &TokenVolume) -> Result<To
     if !is_plain(&volume.volume) {
         return Err(ReadError::Unusable("its volume's name is a path"));
     }
-    let pods =
-        open(nix::fcntl::AT_FDCWD, pods_dir, OFlag::O_PATH | OFlag::O_DIRECTORY, ResolveFlag::empty())?;
+    let pods = open_pods_dir(pods_dir)?;
     let within: PathBuf =
         [uid.as_str(), "volumes", "kubernetes.io~projected", &volume.volume].iter().collect();
     let directory = open(
@@ -128,6 +135,15 @@ fn read_volume(pods_dir: &Path, uid: &PodUid, volume: &TokenVolume) -> Result<To
         ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS,
     )?;
     read_capped(File::from(file))
+}
+
+/// Its absence is no missing token but a wrong mount, which would look like one for every pod.
+fn open_pods_dir(path: &Path) -> Result<OwnedFd, ReadError> {
+    let opened = open(nix::fcntl::AT_FDCWD, path, OFlag::O_PATH | OFlag::O_DIRECTORY, ResolveFlag::empty());
+    opened.map_err(|error| match error {
+        ReadError::Missing => ReadError::Io(Arc::new(Errno::ENOENT.into())),
+        other => other,
+    })
 }
 
 fn open(at: impl AsFd, path: &Path, flags: OFlag, resolve: ResolveFlag) -> Result<OwnedFd, ReadError> {

@@ -43,6 +43,11 @@ impl Client {
         self.stream.write_all(bytes.as_bytes()).await.unwrap();
     }
 
+    /// Sends as long as the other end takes it; false once it has ended the connection.
+    pub async fn try_send(&mut self, bytes: &str) -> bool {
+        self.stream.write_all(bytes.as_bytes()).await.is_ok()
+    }
+
     /// Asks as an SDK does.
     pub async fn ask(&mut self, path: &str, token: Option<&str>) {
         let authorization = token.map(|token| format!("Authorization: {token}\r\n")).unwrap_or_default();

@@ -106,3 +106,28 @@ async fn a_head_that_never_ends_is_cut_off() {
     let mut silent = app.client("127.0.0.2").await;
     silent.end().await;
 }
+
+#[tokio::test]
+async fn the_node_itself_cannot_take_the_last_place() {
+    let flags = "--max-connections=8 --max-connections-per-pod=4 --max-waiting-per-pod=4";
+    let app = TestApp::with(World::start().await.unwrap(), flags).await;
+    let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut client = app.client("127.0.0.1").await;
+        assert_eq!(client.get("/", None).await.outcome(), "404 not_found");
+        held.push(client);
+    }
+    assert_eq!(app.client("127.0.0.1").await.end().await, End::Reset);
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let app = TestApp::with(World::start().await.unwrap(), "--header-timeout=500ms").await;
+    let mut client = app.client("127.0.0.2").await;
+    // Requests without end, whose answers nobody reads: when the buffers are full the daemon waits, but not for ever.
+    let requests = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    while client.try_send(&requests).await {}
+    assert_eq!(app.metric("rolecall_connections_open").await, 0.0);
+}

@@ -11,6 +11,7 @@
 
 mod app;
 mod bytes;
+mod choices;
 mod client;
 mod limits;
 mod outages;

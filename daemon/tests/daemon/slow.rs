@@ -34,6 +34,9 @@ async fn an_answer_is_begun_and_finished() {
     assert!(reply.text().trim_start().starts_with('{') && reply.text().ends_with('}'));
     assert_eq!(app.metric("rolecall_slow_answers_total{stage=\"begun\"}").await, 1.0);
     assert_eq!(app.metric("rolecall_slow_answers_total{stage=\"finished\"}").await, 1.0);
+    assert_eq!(app.metric("rolecall_requests_total{outcome=\"answered\"}").await, 1.0);
+    assert_eq!(app.metric("rolecall_first_request_wait_seconds_count").await, 1.0);
+    assert_eq!(app.metric("rolecall_requests_in_progress").await, 0.0);
     assert_eq!(app.world.sts.call_count(), 1);
 }
 

@@ -63,15 +63,23 @@ impl Status {
         Self { gone: true, ..Self::default() }
     }
 
-    /// What a request gets without waiting.
-    pub(in crate::credentials) fn outcome(&self, now: Now) -> Option<Result<Arc<Credentials>, FetchError>> {
+    /// What a request gets without waiting, which has just come or `waits` already.
+    ///
+    /// A failure that may pass is remembered for requests that come after it: whoever waits has its own time to
+    /// the end, and what is tried behind it goes on.
+    pub(in crate::credentials) fn outcome(
+        &self,
+        now: Now,
+        waits: bool,
+    ) -> Option<Result<Arc<Credentials>, FetchError>> {
         if self.gone {
             return Some(Err(FetchError::PodGone));
         }
         if let Some(credentials) = self.hand_out(now.wall) {
             return Some(Ok(credentials.clone()));
         }
-        self.remembered(now.at).map(|error| Err(error.clone()))
+        let remembered = self.remembered(now.at).filter(|error| !waits || !error.is_transient());
+        remembered.map(|error| Err(error.clone()))
     }
 
     /// Credentials that are good to hand out; below the floor only where none better are to be had.

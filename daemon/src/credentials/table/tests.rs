@@ -84,7 +84,10 @@ fn failure(kind: u8) -> Fetched {
 #[track_caller]
 fn check_invariants(table: &Table, now: Now) {
     for (key, entry) in &table.entries {
-        let is_queued = table.queue.contains(key);
+        let held_back = table.held_back.get(&key.pod).into_iter().flatten();
+        let is_held_back = held_back.filter(|(it, _)| it == key).count() != 0;
+        assert!(!is_held_back || 0 < table.exchanges_of(&key.pod), "{key:?} is held back by nothing");
+        let is_queued = table.queue.contains(key) || is_held_back;
         match entry.phase {
             Phase::Idle => assert!(is_queued, "{key:?} would never be fetched again"),
             Phase::Fetching => assert!(!is_queued, "{key:?} would be fetched twice at a time"),
@@ -108,7 +111,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _guard = runtime.enter();
         let mut now = Now { wall: UNIX_EPOCH + Duration::from_secs(1_000_000), at: Instant::now() };
-        let mut table = Table::new(2);
+        let mut table = Table::new(Limits { roles: 2, exchanges: 1 });
         let mut waiters = Vec::new();
         let mut fetches: Vec<Work> = Vec::new();
         let mut waits: Vec<Work> = Vec::new();
@@ -129,7 +132,7 @@ proptest! {
                     prop_assert!(table.entries.keys().all(|key| key.pod != pod));
                     for (key, _, status) in &waiters {
                         if key.pod == pod {
-                            prop_assert!(matches!(status.borrow().outcome(now), Some(Err(FetchError::PodGone))));
+                            prop_assert!(matches!(status.borrow().outcome(now, true), Some(Err(FetchError::PodGone))));
                         }
                     }
                 }
@@ -173,7 +176,7 @@ async fn what_only_requests_wanted_is_kept_for_a_minute_after_the_last_of_them()
         wall: start.wall + Duration::from_secs(seconds),
         at: start.at + Duration::from_secs(seconds),
     };
-    let mut table = Table::new(2);
+    let mut table = Table::new(Limits { roles: 2, exchanges: 1 });
     let request = request(0, 0);
     for asked_at in [0, 50] {
         let now = after(asked_at);

@@ -271,11 +271,11 @@ async fn who_was_the_caller_is_asked_again_before_handing_out() {
     let mut writer = fixture.writer.take().unwrap();
     let request = Request { peer: "10.0.0.1".parse().unwrap(), token: None };
     let pod = fixture.callers.identify(request, Instant::now()).await.unwrap();
-    assert!(fixture.callers.is_still(request, &pod).await);
+    assert_eq!(fixture.callers.confirm(request, &pod).await, Ok(()));
     writer.apply(Event::Apply(read(&builder("b").token_optional().ip("10.0.0.1"))));
-    assert!(!fixture.callers.is_still(request, &pod).await, "two claim it");
+    assert_eq!(fixture.callers.confirm(request, &pod).await, Err(Refusal::AddressAmbiguous));
     writer.apply(Event::Delete("uid-a".parse().unwrap()));
-    assert!(!fixture.callers.is_still(request, &pod).await, "it is b's");
+    assert_eq!(fixture.callers.confirm(request, &pod).await, Err(Refusal::WrongPod));
 }
 
 #[tokio::test(start_paused = true)]

@@ -209,3 +209,19 @@ async fn a_panic_in_an_exchange_fails_that_one_alone() {
     assert!(node.ask(&bad).await.is_ok());
     node.check_metric("rolecall_sts_requests_in_flight 0");
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_request_that_gives_up_ends_no_other_that_waits() {
+    let node = Node::start();
+    node.sts.always(unreachable());
+    let pod = node.pod("a");
+    let mut first = node.pending(&pod);
+    assert!(tokio::time::timeout(19 * SECOND, first.outcome()).await.is_err());
+    let second = node.asking(&pod);
+    assert!(tokio::time::timeout(SECOND, first.outcome()).await.is_err());
+    assert!(matches!(first.give_up(), FetchError::Unreachable { .. }));
+    // Who comes now is told at once; who waits goes on.
+    assert!(matches!(node.at_once(&pod).await, Some(Err(FetchError::Unreachable { .. }))));
+    node.sts.always(Answer::Issue(HOUR));
+    second.await.unwrap().unwrap();
+}

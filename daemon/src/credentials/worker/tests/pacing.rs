@@ -87,14 +87,14 @@ async fn a_request_hurries_what_was_only_being_warmed() {
 async fn throttling_slows_the_whole_daemon_down() {
     let node = Node::start();
     node.sts.always(throttled());
-    let pods: Vec<_> = (0..100).map(|n| node.pod(&format!("pod-{n}"))).collect();
+    let pods: Vec<_> = (0..200).map(|n| node.pod(&format!("pod-{n}"))).collect();
     pods.iter().for_each(|pod| node.manager.warm(pod.clone()));
     pass(MINUTE).await;
-    // A hundred keys with a backoff of their own each would be more than a thousand calls by now.
+    // Two hundred keys with a backoff of their own each would be thousands of calls by now.
     assert!(node.sts.count() < 60, "{}", node.sts.count());
     node.check_metric("rolecall_sts_concurrency_limit 1");
     node.sts.always(after(SECOND / 10, Answer::Issue(HOUR)));
-    pass(2 * MINUTE).await;
+    pass(4 * MINUTE).await;
     assert!(pods.iter().all(|pod| node.manager.valid(&pod.key).is_some()));
     node.check_metric("rolecall_sts_concurrency_limit 16");
 }
@@ -125,4 +125,27 @@ async fn a_throttled_sts_gets_no_second_attempts() {
     node.ask(&node.pod("b")).await.unwrap();
     let of_b = node.sts.pods()[calls..].iter().filter(|pod| *pod == "b").count();
     assert_eq!(of_b, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_many_roles_of_one_pod_do_not_make_another_wait() {
+    let node = Node::with(Config { concurrency: 8, hedge_after: HOUR, ..Config::default() });
+    node.sts.always(after(10 * SECOND, Answer::Issue(HOUR)));
+    let greedy = node.pod("greedy");
+    let role = |n: usize| SessionRequest {
+        key: CredentialKey {
+            role: format!("arn:aws:iam::111122223333:role/role-{n}").parse().unwrap(),
+            ..greedy.key.clone()
+        },
+        ..greedy.clone()
+    };
+    let asking: Vec<_> = (0..16).map(|n| node.asking(&role(n))).collect();
+    pass(SECOND).await;
+    let began = Instant::now();
+    node.ask(&node.pod("modest")).await.unwrap();
+    assert_eq!(began.elapsed(), 10 * SECOND, "its exchange began at once");
+    for one in asking {
+        one.await.unwrap().unwrap();
+    }
+    assert_eq!(node.sts.count(), 17, "each has its own exchange in the end");
 }
