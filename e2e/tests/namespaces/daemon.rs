@@ -2,8 +2,9 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::LazyLock,
 };
 
 use rolecall_sandbox::{
@@ -24,7 +25,7 @@ const METRICS: &str = "127.0.0.1:9911";
 pub struct Surroundings {
     pub world: World,
     /// Its threads are on the network of the thread that made it.
-    _runtime: Runtime,
+    runtime: Runtime,
     dir: TempDir,
 }
 
@@ -34,6 +35,12 @@ pub struct Daemon {
     log: PathBuf,
 }
 
+/// Where the program is. Call it once before entering namespaces.
+pub fn locate() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| rolecall_e2e::binary("rolecall-daemon").unwrap());
+    &PROGRAM
+}
+
 impl Surroundings {
     pub fn new() -> Self {
         let runtime =
@@ -41,7 +48,7 @@ impl Surroundings {
         let world = runtime.block_on(World::start()).unwrap();
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("kubeconfig"), world.cluster.kubeconfig()).unwrap();
-        Self { world, _runtime: runtime, dir }
+        Self { world, runtime, dir }
     }
 
     /// The API's pod of a pod on the network; its token is on disk.
@@ -53,6 +60,11 @@ impl Surroundings {
         PodBuilder::new("shop", name).service_account(name).role(ROLE)
     }
 
+    /// Takes the API server away, or brings it back.
+    pub fn set_outage(&self, outage: bool) {
+        self.runtime.block_on(self.world.cluster.set_outage(outage)).unwrap();
+    }
+
     /// Starts the daemon, whatever becomes of it.
     pub fn spawn(&self, flags: &[&str]) -> Daemon {
         self.spawn_by(&[], flags)
@@ -62,7 +74,7 @@ impl Surroundings {
     pub fn spawn_by(&self, by: &[&str], flags: &[&str]) -> Daemon {
         let log = self.dir.path().join("log");
         let mut words = by.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        words.push(env!("CARGO_BIN_EXE_rolecall-daemon").to_owned());
+        words.push(locate().display().to_string());
         let program = find(&words[0]).unwrap_or_else(|| PathBuf::from(&words[0]));
         let child = Command::new(program)
             .env_clear()
@@ -142,7 +154,7 @@ impl Drop for Daemon {
 
 /// Runs `rolecall-daemon cleanup`.
 pub fn cleanup(flags: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rolecall-daemon"))
+    Command::new(locate())
         .env_clear()
         .env("PATH", network::PATH)
         .arg("cleanup")

@@ -121,11 +121,16 @@ pub fn exempts(kind: Kind) {
     check(&late, seen);
     check(&agent, seen);
 
-    // A restart cuts none of them off, even while the API server is away, and takes over what it finds.
+    // A restart cuts none of them off, even while the API server is away.
     daemon.kill();
     check(&agent, seen);
-    daemon = kind.start(&surroundings, &flags);
-    exempt(&daemon, 4.0);
+    surroundings.set_outage(true);
+    daemon = surroundings.spawn(&[&kind.flags()[..], &flags].concat());
+    daemon.wait_for_log("the admin doors are open");
+    check(&agent, seen);
+    assert_eq!(daemon.metric("metadata_firewall_exempt_addresses"), 4.0);
+    surroundings.set_outage(false);
+    wait_until("the daemon is ready", || daemon.is_ready());
     check(&agent, seen);
 
     // A finished pod's address is nobody's any more, and so is that of one that is gone.
