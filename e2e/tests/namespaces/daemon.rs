@@ -102,7 +102,12 @@ impl Surroundings {
 
     /// Starts the daemon and waits until it is ready.
     pub fn start(&self, flags: &[&str]) -> Daemon {
-        let mut daemon = self.spawn(flags);
+        self.start_by(&[], flags)
+    }
+
+    /// Starts the daemon by another program, and waits until it is ready.
+    pub fn start_by(&self, by: &[&str], flags: &[&str]) -> Daemon {
+        let mut daemon = self.spawn_by(by, flags);
         daemon.wait_for_log("the admin doors are open");
         wait_until("the daemon is ready", || daemon.is_ready());
         daemon
@@ -154,13 +159,7 @@ impl Drop for Daemon {
 
 /// Runs `rolecall-daemon cleanup`.
 pub fn cleanup(flags: &[&str]) -> Output {
-    Command::new(locate())
-        .env_clear()
-        .env("PATH", network::PATH)
-        .arg("cleanup")
-        .args(flags)
-        .output()
-        .unwrap()
+    Command::new(locate()).env_clear().env("PATH", network::PATH).arg("cleanup").args(flags).output().unwrap()
 }
 
 /// What `cleanup` has removed, line by line; it must succeed.

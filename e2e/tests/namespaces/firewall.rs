@@ -231,6 +231,25 @@ pub fn replaces() {
     }
 }
 
+pub fn three_capabilities() {
+    let (node, surroundings) = (Node::new(), Surroundings::new());
+    let pod = node.pod(Link::Bridge, 2);
+    let known = surroundings.pod("a", &pod);
+    let by = ["setpriv", "--bounding-set=-all,+net_admin,+net_bind_service,+dac_read_search"];
+    // The fourth, which iptables-legacy needs, is told when it is missing.
+    let mut daemon = surroundings.spawn_by(&by, &Kind::IptablesLegacy.flags());
+    assert_eq!(daemon.end().code(), Some(71));
+    assert!(daemon.log().contains("CAP_NET_RAW"), "{}", daemon.log());
+    for kind in [Kind::Nftables, Kind::IptablesNft] {
+        let mut daemon = surroundings.start_by(&by, &kind.flags());
+        check(&pod, |_| kind.refusal());
+        for endpoint in ENDPOINT {
+            assert_eq!(pod.asks(endpoint, Some(&known.token().unwrap())), "200 orders");
+        }
+        daemon.kill();
+    }
+}
+
 pub fn missing_program() {
     let surroundings = Surroundings::new();
     for flags in

@@ -3,11 +3,7 @@
 //!
 //! Namespaces have to be entered before there is any thread, so this has a `main` of its own instead of libtest's.
 //! An ordinary user gets a user namespace; nothing outside of it is touched.
-#![allow(
-    clippy::unwrap_used,
-    unreachable_pub,
-    reason = "tests fail by panicking, and share a network"
-)]
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "tests fail by panicking, and share a network")]
 
 mod addresses;
 mod callers;
@@ -37,6 +33,7 @@ const TESTS: &[Test] = &[
     ("an_address_that_was_there_before_stays_as_it_was", addresses::there_before),
     ("another_program_at_the_endpoint_is_told_with_the_flag_to_change", addresses::taken),
     ("a_missing_right_is_told_with_the_flag_that_does_without", addresses::missing_right),
+    ("three_capabilities_are_enough", firewall::three_capabilities),
     ("a_missing_program_is_told_with_the_flag_that_does_without", firewall::missing_program),
     ("cleanup_removes_the_addresses_and_may_be_run_again", addresses::cleanup),
     ("a_token_is_served_at_its_pods_address_alone", callers::own_address_alone),
@@ -74,7 +71,8 @@ fn main() -> ExitCode {
     // It asks cargo, which belongs to the world outside.
     daemon::locate();
     if let Err(message) = enter_namespaces() {
-        writeln!(io::stderr(), "these tests cannot run: {message}").unwrap();
+        let mut err = io::stderr();
+        writeln!(err, "these tests cannot run: {message}").unwrap();
         return ExitCode::FAILURE;
     }
     writeln!(out, "running {} tests", wanted.len()).unwrap();
