@@ -195,6 +195,10 @@ pub fn outlives(kind: Kind) {
     run("nft add table inet others");
     run("nft add chain inet others early { type filter hook prerouting priority -400; }");
     run("nft add rule inet others early ip daddr 169.254.169.254 accept");
+    // As an agent of another maker that takes the metadata service's place does.
+    run("nft add chain inet others instead { type nat hook prerouting priority -100; }");
+    run("nft add rule inet others instead ip daddr 169.254.169.254 dnat ip to 192.0.2.2");
+    check(&pod, seen);
     let before = kind.rules();
     assert!(before.contains("ROLECALL"), "{before}");
 
