@@ -7,6 +7,7 @@
 mod client;
 mod daemon;
 mod floor;
+mod review;
 
 use std::net::SocketAddr;
 
@@ -48,6 +49,7 @@ const CASES: [Case; 4] = [
 ];
 
 fn main() -> Result<()> {
+    review::run()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run())
 }

@@ -54,6 +54,20 @@ pub fn path_of(role: &RoleArn) -> String {
     format!("{CREDENTIALS_PATH}/{role}")
 }
 
+/// The path that asks for the role that `text` names, right or wrong; `None` where a URI cannot carry the text as
+/// it is.
+///
+/// The daemon decodes nothing, so nothing can be escaped: the text has to consist of the characters of a path
+/// (<https://www.rfc-editor.org/rfc/rfc3986#section-3.3>), without segments that a client would resolve, and
+/// without `$`, which Kubernetes expands in the value of a variable.
+#[must_use]
+pub fn uri_path_of(text: &str) -> Option<String> {
+    let is_carried = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!&'()*+,;=:@/".contains(&byte);
+    let is_segment = |segment: &str| !matches!(segment, "" | "." | "..");
+    (text.bytes().all(is_carried) && text.split('/').all(is_segment))
+        .then(|| format!("{CREDENTIALS_PATH}/{text}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +87,20 @@ mod tests {
             "/v1//credentials",
         ] {
             assert_eq!(parse_path(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_uri_carries_only_what_no_client_changes() {
+        for text in ["arn:aws:iam::111122223333:role/team/orders", "orders", "arn:aws:iam::1:role/a_+=,.@-b"]
+        {
+            let path = uri_path_of(text).unwrap();
+            assert_eq!(parse_path(&path), Some(PathRole::Named(text)));
+        }
+        for text in
+            ["", "role/../x", "role/./x", "role//x", "role/", "a b", "a?b", "a#b", "a%41", "$(HOME)", "é"]
+        {
+            assert_eq!(uri_path_of(text), None, "{text}");
         }
     }
 

@@ -1,1 +1,22 @@
 //! The Rolecall shim: a mutating admission webhook that points pods at the daemon.
+pub mod annotations;
+pub mod app;
+pub mod args;
+pub mod binding;
+pub mod cache;
+pub mod certificate;
+pub mod config;
+pub mod config_map;
+pub mod file;
+pub mod identities;
+pub mod kubernetes;
+pub mod missed;
+pub mod mutate;
+pub mod patch;
+pub mod pod;
+pub mod policy;
+pub mod review;
+pub mod server;
+pub mod session_name;
+pub mod time;
+mod wording;
