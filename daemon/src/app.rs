@@ -329,10 +329,11 @@ fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
                          one of the two, or choose another --listen"
                     }
                     io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-                    _ => {
-                        "the node does not have the address: give the daemon CAP_NET_ADMIN and --manage-addresses=on, or put it on an \
-                          interface yourself"
+                    _ if loopback::is_ours_to_put(address.ip()) => {
+                        "the address must be on an interface of the node: give the daemon CAP_NET_ADMIN and \
+                         --manage-addresses=on, and it puts it on lo"
                     }
+                    _ => "the address must be on an interface of the node: ip address add <address> dev lo",
                 };
                 let error = StartError::Listen { address, source, remedy };
                 if !is_absent(&error) {
