@@ -78,7 +78,7 @@ bench: ## Run the benchmarks
 	@cargo run --locked --release -p rolecall-benches
 
 .PHONY: tools
-tools: ## Install the tools that the tests need into the cache: kube-apiserver, etcd, the AWS SDKs, moto
+tools: ## Install what the tests need: kube-apiserver, etcd, the AWS SDKs, moto, and as root nftables and iptables
 	@scripts/tools check cargo cc node setpriv
 	@scripts/tools install
 

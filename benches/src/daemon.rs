@@ -25,7 +25,7 @@ pub(crate) async fn start() -> Result<Daemon> {
     let kubeconfig = scratch.path().join("kubeconfig");
     std::fs::write(&kubeconfig, world.cluster.kubeconfig())?;
     let line = format!(
-        "rolecall-daemon --node-name={NODE} --kubeconfig={} --pods-dir={} --sts-endpoint={} --listen=127.0.0.1:0 \
+        "rolecall-daemon --node-name={NODE} --kubeconfig={} --pods-dir={} --sts-endpoint={} --listen=127.0.0.1:0 --metadata-firewall=off \
          --admin-listen=off --metrics-listen=off --admin-socket={} --max-requests-per-second-per-pod=1000000 \
          --log-level=error",
         kubeconfig.display(),

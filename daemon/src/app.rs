@@ -2,13 +2,21 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+};
 
 use crate::{
     config::{Config, StsConfig},
     credentials::{self, CredentialManager},
+    exemptions,
     kubernetes::{self, ClientError},
-    node::{FollowError, NodeAddresses},
+    node::{
+        FollowError, NodeAddresses,
+        firewall::{self, Firewall},
+        loopback,
+    },
     pods::{self, Change, PodTable},
     server::{
         caller::Callers,
@@ -62,6 +70,10 @@ pub enum StartError {
     Sts(#[from] StsConfigError),
     #[error("follow the node's addresses")]
     Node(#[from] FollowError),
+    #[error("put the addresses of --listen on the node (--manage-addresses=off turns it off)")]
+    Loopback(#[from] loopback::Error),
+    #[error("--metadata-firewall")]
+    Firewall(#[from] firewall::Error),
 }
 
 /// A running daemon.
@@ -114,14 +126,24 @@ impl App {
     /// When a socket cannot be bound, or a client cannot be made of the settings. That the API server or STS is
     /// away is no error.
     pub async fn start(config: Config, node: NodeAddresses, log_level: LogLevel) -> Result<Self, StartError> {
+        let mut registry = metrics::registry();
+        let readiness = Readiness::default();
+        let addresses = config.addresses_to_put();
         let admin = admin::Bound::bind(config.admin)?;
+        // Pods are kept from the node's own credentials before anything else, whatever fails afterwards.
+        let keep_exempt = !config.node.exemptions.is_empty();
+        let firewall_metrics = firewall::Metrics::register(&mut registry);
+        let firewall = Firewall::start(config.node.firewall, keep_exempt, firewall_metrics).await?;
+        let loopback_metrics = loopback::Metrics::register(&mut registry);
+        let loopback = match addresses.is_empty() {
+            true => None,
+            false => Some(loopback::put(addresses, loopback_metrics).await?),
+        };
         let listeners = bind(&config.server.listen)?;
         let endpoint_addresses: Vec<SocketAddr> =
             listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
 
         let clock = Clock::system();
-        let mut registry = metrics::registry();
-        let readiness = Readiness::default();
         let liveness = Liveness::default();
         let (front, _) = drain::new();
         let (back, back_watch) = drain::new();
@@ -182,6 +204,20 @@ impl App {
             let on_change = |change| follower.follow(&change);
             pods::watch::run(stream, writer, audience, clock, watch_metrics, on_change).await;
         });
+        if let Some(firewall) = firewall {
+            let (exempt, exempt_now) = watch::channel(None);
+            front.tasks().spawn_essential(
+                "metadata firewall",
+                firewall.keep(exempt_now, readiness.condition("metadata firewall"), front.tasks().watch()),
+            );
+            tasks.spawn("exemptions", exemptions::follow(config.node.exemptions, table.clone(), exempt));
+        }
+        if let Some(loopback) = loopback {
+            front.tasks().spawn_essential(
+                "endpoint address",
+                loopback.keep(readiness.condition("endpoint address"), front.tasks().watch()),
+            );
+        }
         tasks.spawn("first list", async move {
             let mut changes = table.changes();
             while !table.synced() && changes.changed().await.is_ok() {}
@@ -289,9 +325,14 @@ fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
             Err(source) => {
                 let remedy = match source.kind() {
                     io::ErrorKind::AddrInUse => {
-                        "another program (the EKS Pod Identity Agent?) serves it: remove one of the two, or choose another --listen"
+                        "another program has this address and port (the EKS Pod Identity Agent, if it is 169.254.170.23:80): remove \
+                         one of the two, or choose another --listen"
                     }
                     io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+                    _ if loopback::is_ours_to_put(address.ip()) => {
+                        "the address must be on an interface of the node: give the daemon CAP_NET_ADMIN and \
+                         --manage-addresses=on, and it puts it on lo"
+                    }
                     _ => "the address must be on an interface of the node: ip address add <address> dev lo",
                 };
                 let error = StartError::Listen { address, source, remedy };

@@ -4,6 +4,7 @@
 //! it means beside the others is for [`crate::config`]. This is the only place that reads the environment.
 
 mod endpoint;
+mod metadata;
 mod pods;
 mod process;
 mod sts;
@@ -12,7 +13,8 @@ mod value;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use self::{
-    endpoint::{EndpointArgs, LimitArgs, RolesInPath, SlowAnswer, Witness},
+    endpoint::{EndpointArgs, LimitArgs, ListenArgs, ManageAddresses, RolesInPath, SlowAnswer, Witness},
+    metadata::{FirewallProgramArgs, MetadataArgs, MetadataFirewall},
     pods::{PodArgs, TokenArgs},
     process::{AdminSocketArgs, LogArgs, ProcessArgs},
     sts::{SessionArgs, StsArgs},
@@ -63,6 +65,15 @@ pub enum Command {
         #[command(flatten)]
         socket: AdminSocketArgs,
     },
+    /// Remove from the node what the daemon leaves on it: its addresses and the rules about the metadata service
+    ///
+    /// Run it after the daemon is gone for good: one that runs puts everything back. It may be run again.
+    Cleanup {
+        #[command(flatten)]
+        listen: ListenArgs,
+        #[command(flatten)]
+        programs: FirewallProgramArgs,
+    },
 }
 
 /// What a probe asks.
@@ -89,6 +100,8 @@ pub struct RunArgs {
     pub endpoint: EndpointArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    #[command(flatten)]
+    pub metadata: MetadataArgs,
     #[command(flatten)]
     pub process: ProcessArgs,
     #[command(flatten)]
@@ -183,7 +196,7 @@ mod tests {
             let variable = format!("ROLECALL_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(variable.as_str()), "--{long}");
         }
-        assert_eq!(flags(&command).count(), 37);
+        assert_eq!(flags(&command).count(), 42);
     }
 
     #[test]
@@ -197,6 +210,7 @@ mod tests {
             "Sessions:",
             "Endpoint:",
             "Limits:",
+            "Metadata service:",
             "Process:",
             "Logs:",
         ] {
@@ -226,6 +240,12 @@ mod tests {
             ("--role-in-path=no", ["--role-in-path", "'no'", "refuse"]),
             ("--sts-fips=maybe", ["--sts-fips", "'maybe'", "not a boolean"]),
             ("--sts-concurrency=0", ["--sts-concurrency", "'0'", "1..=1000"]),
+            ("--manage-addresses=no", ["--manage-addresses", "'no'", "off"]),
+            ("--metadata-firewall=none", ["--metadata-firewall", "'none'", "nftables"]),
+            (
+                "--metadata-exempt=kube-system",
+                ["--metadata-exempt", "'kube-system'", "namespace/serviceaccount"],
+            ),
             ("--log-level=inof", ["--log-level", "'inof'", "write a level"]),
             ("--log-format=xml", ["--log-format", "'xml'", "json"]),
             ("--holt=1s", ["--holt", "unexpected argument", "--hold"]),
@@ -255,6 +275,13 @@ mod tests {
             panic!("not the log level")
         };
         assert_eq!(filter.as_str(), "debug");
+        let Some(Command::Cleanup { listen, programs }) =
+            parse("cleanup --listen 169.254.170.2:80 --iptables iptables-legacy").unwrap().command
+        else {
+            panic!("not a cleanup")
+        };
+        assert_eq!(listen.listen, ["169.254.170.2:80".parse().unwrap()]);
+        assert_eq!(programs.iptables, Path::new("iptables-legacy"));
         for bad in
             ["probe", "probe well", "--hold=1s probe live", "probe live --hold=1s", "log-level inof", "run"]
         {

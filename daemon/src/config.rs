@@ -6,7 +6,7 @@ mod shown;
 
 use std::{
     fmt::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -15,8 +15,10 @@ use url::Url;
 
 pub use self::proxy::{ProxyConfig, ProxyUrl};
 use crate::{
-    args::RunArgs,
+    args::{FirewallProgramArgs, ListenArgs, RunArgs},
     credentials,
+    exemptions::Exemption,
+    node::{cleanup, firewall},
     server::{self, caller::Witness},
     sessions, token,
 };
@@ -31,6 +33,7 @@ pub struct Config {
     pub credentials: credentials::Config,
     pub sts: StsConfig,
     pub server: ServerConfig,
+    pub node: NodeConfig,
     pub admin: admin::Config,
     pub log: telemetry::Config,
     /// How long requests under way may take to end.
@@ -76,6 +79,16 @@ pub struct ServerConfig {
     pub listener: server::listener::Config,
 }
 
+/// What the daemon does to the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Whether addresses to listen on are put on the node.
+    pub manage_addresses: bool,
+    pub firewall: firewall::Config,
+    /// Whose pods may reach the metadata service.
+    pub exemptions: Vec<Exemption>,
+}
+
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{flag} {given}: {remedy}")]
@@ -97,7 +110,22 @@ impl TryFrom<RunArgs> for Config {
     }
 }
 
+/// What `cleanup` looks for.
+#[must_use]
+pub fn cleanup(listen: &ListenArgs, programs: FirewallProgramArgs) -> cleanup::Config {
+    cleanup::Config {
+        addresses: check::addresses_to_put(&listen.listen),
+        programs: check::programs(programs),
+    }
+}
+
 impl Config {
+    /// The addresses that belong on the node's loopback interface.
+    #[must_use]
+    pub fn addresses_to_put(&self) -> Vec<IpAddr> {
+        if self.node.manage_addresses { check::addresses_to_put(&self.server.listen) } else { Vec::new() }
+    }
+
     /// What is allowed but should be known, to be logged at the start.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
@@ -114,6 +142,12 @@ impl Config {
         {
             warnings.push(format!(
                 "--sts-endpoint {endpoint}: tokens and credentials travel unencrypted; use https"
+            ));
+        }
+        if let Some(everybody) = self.node.exemptions.iter().find(|exemption| exemption.is_everybody()) {
+            warnings.push(format!(
+                "--metadata-exempt {everybody}: every pod may take the node's own role; name the ServiceAccounts that \
+                 need it"
             ));
         }
         warnings
@@ -253,8 +287,30 @@ mod tests {
     }
 
     #[test]
+    fn only_addresses_of_our_own_kind_are_put_on_the_node() {
+        let put = |line| good(line).addresses_to_put();
+        let both: [IpAddr; 2] = ["169.254.170.23".parse().unwrap(), "fd00:ec2::23".parse().unwrap()];
+        assert_eq!(put(""), both);
+        assert_eq!(put("--manage-addresses=off"), [] as [IpAddr; 0]);
+        assert_eq!(put("--listen=127.0.0.1:0,[::1]:0,0.0.0.0:1,10.0.0.1:2"), [] as [IpAddr; 0]);
+        assert_eq!(put("--listen=169.254.170.23:80,169.254.170.23:81"), both[..1]);
+    }
+
+    #[test]
+    fn an_exemption_that_can_have_no_effect_is_refused() {
+        check_mistake(
+            "--metadata-firewall=off --metadata-exempt=a/b",
+            &["--metadata-exempt a/b: ", "--metadata-firewall is off"],
+        );
+        check_mistake(
+            "--iptables=/usr/sbin/xtables",
+            &["--iptables \"/usr/sbin/xtables\": ", "iptables-legacy"],
+        );
+    }
+
+    #[test]
     fn an_empty_optional_value_counts_as_absent() {
-        let config = good("--token-issuer= --sts-endpoint= --cluster-name=");
+        let config = good("--token-issuer= --sts-endpoint= --cluster-name= --metadata-exempt=");
         assert_eq!(config, good(""));
     }
 
@@ -361,12 +417,17 @@ mod tests {
         assert_eq!(good("").warnings(), [""; 0]);
         assert_eq!(good("--sts-endpoint=http://[::1]:4566").warnings(), [""; 0]);
         assert!(good("--witness=token").warnings()[0].starts_with("--witness token: "));
+        assert!(good("--metadata-exempt=a/*,*/*").warnings()[0].starts_with("--metadata-exempt */*: "));
         assert!(good("--sts-endpoint=http://10.0.0.1").warnings()[0].contains("unencrypted"));
     }
 
     #[test]
     fn the_settings_that_are_shown_bring_about_the_same_settings() {
-        for line in ["", "--hold=0 --session-duration=90m --admin-listen=off --sts-fips --token-issuer=a,b"] {
+        for line in [
+            "",
+            "--hold=0 --session-duration=90m --admin-listen=off --sts-fips --token-issuer=a,b",
+            "--manage-addresses=off --metadata-firewall=iptables --metadata-exempt=a/*,b/c --iptables=/x/iptables-nft",
+        ] {
             let config = good(line);
             assert_eq!(parse(&config.to_string(), Environment::default()), Ok(config), "{line}");
         }

@@ -14,7 +14,8 @@ use nix::sys::{
 use rolecall_daemon::{
     app,
     args::{self, Command, Probe, RunArgs},
-    config::Config,
+    config::{self, Config},
+    node::cleanup,
 };
 use rolecall_process::{
     probe::{self, Question},
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     };
     let (question, socket) = match args.command {
         None => return run(args.run),
+        Some(Command::Cleanup { listen, programs }) => return clean_up(config::cleanup(&listen, programs)),
         Some(Command::Probe { probe: Probe::Live, socket }) => (Question::Live, socket),
         Some(Command::Probe { probe: Probe::Ready, socket }) => (Question::Ready, socket),
         Some(Command::LogLevel { filter: None, socket }) => (Question::LogLevel, socket),
@@ -112,6 +114,27 @@ fn run(args: RunArgs) -> ExitCode {
             })
         }
     }
+}
+
+fn clean_up(config: cleanup::Config) -> ExitCode {
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(&format!("error: start the event loop: {error}"));
+            return ExitCode::from(OS_ERROR);
+        }
+    };
+    let report = runtime.block_on(cleanup::run(config));
+    for what in &report.removed {
+        let _ = writeln!(io::stdout(), "removed {what}");
+    }
+    for what in &report.failed {
+        say(&format!("error: {what}"));
+    }
+    if report.removed.is_empty() && report.failed.is_empty() {
+        let _ = writeln!(io::stdout(), "nothing to remove");
+    }
+    if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
 /// Keeps the memory of the process, in which there are tokens and credentials, from its neighbors.

@@ -1,5 +1,8 @@
 //! The node that the daemon runs on.
 
 mod addresses;
+pub mod cleanup;
+pub mod firewall;
+pub mod loopback;
 
 pub use addresses::{FollowError, NodeAddresses};

@@ -69,6 +69,7 @@ impl Daemon {
             format!("--pods-dir={}", world.kubelet.path().display()),
             format!("--sts-endpoint={}", world.sts.url()),
             format!("--listen={endpoint}"),
+            "--metadata-firewall=off".to_owned(),
             format!("--admin-listen={admin}"),
             format!("--metrics-listen={metrics}"),
             format!("--admin-socket={}", dir.path().join("admin.sock").display()),

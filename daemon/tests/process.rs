@@ -121,6 +121,7 @@ fn command(dir: &Path) -> Command {
         "--region=eu-west-1",
         "--sts-endpoint=http://127.0.0.1:9",
         "--listen=127.0.0.1:0",
+        "--metadata-firewall=off",
     ]);
     // As variables, so that a test can override them.
     command.envs([("ROLECALL_ADMIN_LISTEN", "127.0.0.1:0"), ("ROLECALL_METRICS_LISTEN", "127.0.0.1:0")]);

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use rolecall_daemon::args;
 
 /// Every flag with a value that is not its default, in the order of the help, and how it is shown.
-const ALL: [(&str, &str, &str); 36] = [
+const ALL: [(&str, &str, &str); 41] = [
     ("node-name", "node-1.example", "node-1.example"),
     ("kubeconfig", "/etc/kubeconfig", "/etc/kubeconfig"),
     ("pods-dir", "/data/pods", "/data/pods"),
@@ -27,6 +27,7 @@ const ALL: [(&str, &str, &str); 36] = [
     ("cluster-name", "blue", "blue"),
     ("max-roles-per-pod", "5", "5"),
     ("listen", "127.0.0.1:8080,[::1]:8081", "127.0.0.1:8080,[::1]:8081"),
+    ("manage-addresses", "off", "off"),
     ("role-in-path", "refuse", "refuse"),
     ("hold", "600ms", "600ms"),
     ("slow-answer", "hold", "hold"),
@@ -38,6 +39,10 @@ const ALL: [(&str, &str, &str); 36] = [
     ("max-connections-per-pod", "12", "12"),
     ("max-waiting-per-pod", "8", "8"),
     ("max-connections", "1000", "1000"),
+    ("metadata-firewall", "iptables", "iptables"),
+    ("metadata-exempt", "kube-system/aws-*,*/agent", "kube-system/aws-*,*/agent"),
+    ("nft", "/sbin/nft", "/sbin/nft"),
+    ("iptables", "iptables-legacy", "iptables-legacy"),
     ("admin-listen", "[::1]:1", "[::1]:1"),
     ("admin-socket", "/tmp/a.sock", "/tmp/a.sock"),
     ("metrics-listen", "off", "off"),
@@ -62,6 +67,7 @@ const DEFAULTS: &str = "\
 --session-name={namespace}.{pod}
 --max-roles-per-pod=16
 --listen=169.254.170.23:80,[fd00:ec2::23]:80
+--manage-addresses=on
 --role-in-path=allow
 --hold=700ms
 --slow-answer=drip
@@ -73,6 +79,9 @@ const DEFAULTS: &str = "\
 --max-connections-per-pod=128
 --max-waiting-per-pod=128
 --max-connections=16384
+--metadata-firewall=nftables
+--nft=nft
+--iptables=iptables
 --admin-listen=127.0.0.1:9910
 --admin-socket=/run/rolecall/admin.sock
 --metrics-listen=127.0.0.1:9911

@@ -48,6 +48,8 @@ impl Daemon {
         command
             .args(["--node-name", settings.node, "--region", "us-east-1", "--sts-endpoint", settings.sts])
             .args(["--listen", &endpoint, "--admin-listen", &admin, "--metrics-listen", &metrics])
+            // On loopback, without rights.
+            .args(["--metadata-firewall", "off"])
             .arg("--kubeconfig")
             .arg(settings.kubeconfig)
             .arg("--pods-dir")

@@ -35,9 +35,17 @@ pub enum SlowAnswer {
     Hold,
 }
 
+/// Whether the daemon puts addresses of `--listen` on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ManageAddresses {
+    /// It puts those on lo that the node does not have, and puts them back when they go
+    On,
+    /// They are there, or somebody else puts them
+    Off,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
-#[command(next_help_heading = "Endpoint")]
-pub struct EndpointArgs {
+pub struct ListenArgs {
     /// Addresses to serve pods on; repeatable or separated by commas
     ///
     /// SDKs accept plain http from these two and from 169.254.170.2 alone. A family that the node does not have
@@ -51,6 +59,19 @@ pub struct EndpointArgs {
         value_parser = socket_address
     )]
     pub listen: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+#[command(next_help_heading = "Endpoint")]
+pub struct EndpointArgs {
+    #[command(flatten)]
+    pub listen: ListenArgs,
+    /// Whether the daemon puts the addresses of --listen on the node's loopback interface
+    ///
+    /// Only those that no network routes (169.254.0.0/16 and fc00::/7) and that the node does not have yet. They
+    /// stay when the daemon ends; rolecall-daemon cleanup removes them. It needs CAP_NET_ADMIN.
+    #[arg(long, env = "ROLECALL_MANAGE_ADDRESSES", value_name = "RULE", value_enum, default_value = "on")]
+    pub manage_addresses: ManageAddresses,
     /// Whether a pod may ask for a role by its ARN in the path, beside that of its annotation
     #[arg(long, env = "ROLECALL_ROLE_IN_PATH", value_name = "RULE", value_enum, default_value = "allow")]
     pub role_in_path: RolesInPath,

@@ -5,7 +5,7 @@ mod sts;
 use std::{
     collections::BTreeSet,
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,13 +14,15 @@ use rolecall_contract::SessionDuration;
 
 use self::sts::check_sts;
 pub(super) use self::sts::is_loopback;
-use super::{Config, ConfigError, KubernetesConfig, ServerConfig, TokensConfig};
+use super::{Config, ConfigError, KubernetesConfig, NodeConfig, ServerConfig, TokensConfig};
 use crate::{
     args::{
-        EndpointArgs, LimitArgs, PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer,
-        StsArgs, TokenArgs, Witness,
+        EndpointArgs, FirewallProgramArgs, LimitArgs, ManageAddresses, MetadataArgs, MetadataFirewall,
+        PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer, StsArgs, TokenArgs, Witness,
     },
     credentials::{self, SessionNameTemplate},
+    exemptions::Exemption,
+    node::{firewall, loopback},
     server::{caller, endpoint, limits, listener, slow},
     sessions, token,
 };
@@ -45,7 +47,7 @@ const GIVE_UP_HOLDING: Duration = Duration::from_secs(60);
 const MAX_SOCKET_PATH: usize = 96;
 
 pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
-    let RunArgs { pods, tokens, sts, sessions, endpoint, limits, process, log, environment } = args;
+    let RunArgs { pods, tokens, sts, sessions, endpoint, limits, metadata, process, log, environment } = args;
     let mut checked = Checked::default();
     check_listeners(&mut checked, &endpoint, &process);
     let node_name = check_node_name(&mut checked, &pods);
@@ -72,8 +74,9 @@ pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
                 max_connections: as_usize(limits.max_connections),
                 header_timeout: endpoint.header_timeout,
             },
-            listen: endpoint.listen,
+            listen: endpoint.listen.listen,
         },
+        node: check_node(&mut checked, endpoint.manage_addresses, metadata),
         drain_deadline: check_drain(&mut checked, process.drain_deadline),
         admin: check_admin(&mut checked, process),
         log: telemetry::Config { format: log.log_format, filter: log.log_level },
@@ -260,6 +263,46 @@ fn check_limits(checked: &mut Checked, args: &LimitArgs) -> limits::Config {
     }
 }
 
+fn check_node(checked: &mut Checked, manage: ManageAddresses, args: MetadataArgs) -> NodeConfig {
+    let exemptions: Vec<Exemption> = args.metadata_exempt.into_iter().flatten().collect();
+    if let (MetadataFirewall::Off, Some(exemption)) = (args.metadata_firewall, exemptions.first()) {
+        checked.mistake(
+            "--metadata-exempt",
+            exemption.to_string(),
+            "--metadata-firewall is off, so nobody is kept from the metadata service; drop one of the two",
+        );
+    }
+    checked.that(
+        args.programs.iptables.file_name().is_some_and(|name| name.to_string_lossy().starts_with("iptables")),
+        "--iptables",
+        &args.programs.iptables,
+        "the programs for saving, restoring and IPv6 are named after it; give iptables, iptables-nft or iptables-legacy, \
+         with or without a path",
+    );
+    NodeConfig {
+        manage_addresses: manage == ManageAddresses::On,
+        firewall: firewall::Config {
+            mode: match args.metadata_firewall {
+                MetadataFirewall::Nftables => firewall::Mode::Nftables,
+                MetadataFirewall::Iptables => firewall::Mode::Iptables,
+                MetadataFirewall::Off => firewall::Mode::Off,
+            },
+            programs: programs(args.programs),
+        },
+        exemptions,
+    }
+}
+
+pub(super) fn programs(args: FirewallProgramArgs) -> firewall::Programs {
+    firewall::Programs { nft: args.nft, iptables: args.iptables }
+}
+
+/// Those of `listen` that the daemon may put on the node, once each.
+pub(super) fn addresses_to_put(listen: &[SocketAddr]) -> Vec<IpAddr> {
+    let addresses: BTreeSet<IpAddr> = listen.iter().map(SocketAddr::ip).collect();
+    addresses.into_iter().filter(|address| loopback::is_ours_to_put(*address)).collect()
+}
+
 fn check_drain(checked: &mut Checked, deadline: Duration) -> Duration {
     checked.that(
         deadline <= Duration::from_secs(3600),
@@ -297,12 +340,12 @@ fn check_admin(checked: &mut Checked, args: ProcessArgs) -> admin::Config {
 /// Checks that no two listeners want one port.
 fn check_listeners(checked: &mut Checked, endpoint: &EndpointArgs, process: &ProcessArgs) {
     checked.that(
-        !endpoint.listen.is_empty(),
+        !endpoint.listen.listen.is_empty(),
         "--listen",
         "",
         "give the addresses that pods ask, such as 169.254.170.23:80",
     );
-    let all = endpoint.listen.iter().map(|address| ("--listen", *address)).chain(
+    let all = endpoint.listen.listen.iter().map(|address| ("--listen", *address)).chain(
         [("--admin-listen", process.admin_listen), ("--metrics-listen", process.metrics_listen)]
             .into_iter()
             .filter_map(|(flag, listen)| Some((flag, listen.address()?))),

@@ -6,13 +6,14 @@ use clap::ValueEnum;
 
 use super::Config;
 use crate::{
-    args::{self, RolesInPath, SlowAnswer},
+    args::{self, ManageAddresses, MetadataFirewall, RolesInPath, SlowAnswer},
+    node::firewall,
     server::{caller::Witness, slow::Mode},
 };
 
 /// Flag and value, in the order of the help. What is not set is left out; the variables without a flag come last.
 pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
-    let Config { kubernetes, tokens, sessions, credentials, sts, server, admin, log, drain_deadline } =
+    let Config { kubernetes, tokens, sessions, credentials, sts, server, node, admin, log, drain_deadline } =
         config;
     let (timing, limits) = (server.endpoint.timing, server.limits);
     let witness = match server.callers.witness {
@@ -24,7 +25,14 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         Mode::Drip => SlowAnswer::Drip,
         Mode::Hold => SlowAnswer::Hold,
     };
-    let rows: [(&'static str, Option<String>); 39] = [
+    let manage_addresses = if node.manage_addresses { ManageAddresses::On } else { ManageAddresses::Off };
+    let metadata_firewall = match node.firewall.mode {
+        firewall::Mode::Nftables => MetadataFirewall::Nftables,
+        firewall::Mode::Iptables => MetadataFirewall::Iptables,
+        firewall::Mode::Off => MetadataFirewall::Off,
+    };
+    let programs = &node.firewall.programs;
+    let rows: [(&'static str, Option<String>); 44] = [
         ("--node-name", Some(kubernetes.node_name.clone())),
         ("--kubeconfig", kubernetes.kubeconfig.as_ref().map(|path| path.display().to_string())),
         ("--pods-dir", Some(tokens.pods_dir.display().to_string())),
@@ -44,6 +52,7 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("--cluster-name", (!sessions.cluster.is_empty()).then(|| sessions.cluster.clone())),
         ("--max-roles-per-pod", Some(credentials.roles_per_pod.to_string())),
         ("--listen", joined(server.listen.iter().map(ToString::to_string))),
+        ("--manage-addresses", Some(name_of(&manage_addresses))),
         ("--role-in-path", Some(name_of(&role_in_path))),
         ("--hold", Some(format!("{:?}", timing.hold))),
         ("--slow-answer", Some(name_of(&slow_answer))),
@@ -55,6 +64,10 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("--max-connections-per-pod", Some(limits.connections.to_string())),
         ("--max-waiting-per-pod", Some(limits.waiting.to_string())),
         ("--max-connections", Some(server.listener.max_connections.to_string())),
+        ("--metadata-firewall", Some(name_of(&metadata_firewall))),
+        ("--metadata-exempt", joined(node.exemptions.iter().map(ToString::to_string))),
+        ("--nft", Some(programs.nft.display().to_string())),
+        ("--iptables", Some(programs.iptables.display().to_string())),
         ("--admin-listen", Some(address_or_off(admin.listen))),
         ("--admin-socket", Some(admin.socket.display().to_string())),
         ("--metrics-listen", Some(address_or_off(admin.metrics_listen))),

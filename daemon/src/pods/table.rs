@@ -136,6 +136,11 @@ impl PodTable {
         }
     }
 
+    /// The pods that are neither finished nor gone.
+    pub fn live(&self) -> Vec<Arc<Pod>> {
+        self.0.read().pods.values().filter(|pod| !pod.finished).cloned().collect()
+    }
+
     /// How many pods there are, finished ones included.
     pub fn len(&self) -> usize {
         self.0.read().pods.len()

@@ -40,7 +40,7 @@ impl TestApp {
         let kubeconfig = scratch.path().join("kubeconfig");
         std::fs::write(&kubeconfig, world.cluster.kubeconfig()).unwrap();
         let line = format!(
-            "rolecall-daemon --node-name={NODE} --kubeconfig={} --pods-dir={} --listen=127.0.0.1:0 \
+            "rolecall-daemon --node-name={NODE} --kubeconfig={} --pods-dir={} --listen=127.0.0.1:0 --metadata-firewall=off \
              --region=eu-west-1 --sts-endpoint={} --admin-listen=127.0.0.1:0 --metrics-listen=127.0.0.1:0 \
              --admin-socket={} {flags}",
             kubeconfig.display(),

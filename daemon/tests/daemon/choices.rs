@@ -54,7 +54,7 @@ async fn start_error(listen: &str) -> String {
     std::fs::write(&kubeconfig, World::start().await.unwrap().cluster.kubeconfig()).unwrap();
     let line = format!(
         "rolecall-daemon --node-name=n --region=eu-west-1 --listen={listen} --kubeconfig={} --admin-socket={} \
-         --admin-listen=off --metrics-listen=off",
+         --admin-listen=off --metrics-listen=off --metadata-firewall=off",
         kubeconfig.display(),
         scratch.path().join("admin.sock").display(),
     );
