@@ -217,10 +217,12 @@ async fn nothing_that_is_written_tells_a_secret() {
         // The API server goes, comes back, and says what cannot be read.
         daemon.world.cluster.set_outage(true).await.unwrap();
         while daemon.metric("rolecall_pod_watch_connected").await != 0.0 {}
+        daemon.logged("lost the API server").await;
         daemon.world.cluster.set_outage(false).await.unwrap();
         let late = daemon.world.pod(pod("late")).unwrap();
         let token = token_of(&late, &mut secrets);
         assert_eq!(daemon.ask(&token).await, "200 orders");
+        daemon.logged("reached the API server again").await;
         late.remove().unwrap();
 
         for path in ["/healthz", "/readyz", "/log-level", "/metrics"] {

@@ -73,6 +73,13 @@ impl Client {
         }
     }
 
+    /// Whether anything has arrived that was not read yet.
+    pub fn has_received(&self) -> bool {
+        let mut buffer = [0; 1];
+        !self.received.is_empty()
+            || matches!(futures_util::FutureExt::now_or_never(self.stream.peek(&mut buffer)), Some(Ok(1)))
+    }
+
     /// Reads one answer, of either encoding.
     pub async fn reply(&mut self) -> Reply {
         let head = self.read_until(|text| text.contains("\r\n\r\n")).await;

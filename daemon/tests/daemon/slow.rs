@@ -36,6 +36,7 @@ async fn an_answer_is_begun_and_finished() {
     assert_eq!(app.metric("rolecall_slow_answers_total{stage=\"finished\"}").await, 1.0);
     assert_eq!(app.metric("rolecall_requests_total{outcome=\"answered\"}").await, 1.0);
     assert_eq!(app.metric("rolecall_first_request_wait_seconds_count").await, 1.0);
+    assert_eq!(app.metric("rolecall_request_duration_seconds_count").await, 1.0);
     assert_eq!(app.metric("rolecall_requests_in_progress").await, 0.0);
     assert_eq!(app.world.sts.call_count(), 1);
 }
@@ -198,4 +199,26 @@ async fn many_that_wait_share_one_exchange() {
         assert_eq!(client.reply().await.outcome(), "200 orders");
     }
     assert_eq!(app.world.sts.call_count(), 1);
+}
+
+#[tokio::test]
+async fn the_hold_counts_from_the_arrival_and_not_from_when_the_pod_was_known() {
+    let app = TestApp::start().await;
+    let gate = app.world.sts.hold();
+    let early = app.world.prepare(pod("early"));
+    early.trust();
+    early.write_token().unwrap();
+    let mut old = app.client("127.0.0.2").await;
+    old.ask(OWN, Some(&early.token().unwrap())).await;
+    // Longer than the hold: when its pod becomes known, its answer is due at once.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let later = app.world.pod(pod("later")).unwrap();
+    let mut new = app.client("127.0.0.3").await;
+    new.ask(OWN, Some(&later.token().unwrap())).await;
+    early.register();
+    old.read_until(has_begun).await;
+    assert!(!new.has_received(), "the younger request is still held");
+    gate.release_all();
+    assert_eq!(old.reply().await.outcome(), "200 orders");
+    assert_eq!(new.reply().await.outcome(), "200 orders");
 }
