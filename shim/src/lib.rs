@@ -6,7 +6,7 @@
 //! ([`binding`]); what that changes in it ([`mutate`], [`patch`], [`session_name`]); the question and its answer
 //! ([`review`]).
 //!
-//! Around it: what the API server knows ([`kubernetes`], [`cache`], [`file`]), by which certificate it believes us
+//! Around it: what the API server knows ([`kubernetes`], [`cache`], [`mod@file`]), by which certificate it believes us
 //! ([`certificate`]), where it asks ([`server`]), and what it let in while nobody answered ([`missed`]).
 //! [`args`], [`config`] and [`app`] are as in the daemon.
 
