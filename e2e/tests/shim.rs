@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{ResourceExt, core::ObjectMeta};
 use rolecall_contract::annotation;
 use rolecall_e2e::{free_port, own_address};
@@ -126,6 +126,11 @@ async fn replicas_share_one_certificate_and_put_the_bundle_right_again() {
     let none = Patch::Merge(json!({"data": Value::Null}));
     secrets.patch(&name, &PatchParams::default(), &none).await.unwrap();
     until("the Secret is restored", async || secrets.get(&name).await.unwrap().data == data).await;
+    secrets.delete(&name, &DeleteParams::default()).await.unwrap();
+    until("the Secret is created anew", async || {
+        secrets.get_opt(&name).await.unwrap().is_some_and(|secret| secret.data == data)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -34,7 +34,12 @@ use crate::{
     config::{CertificateConfig, Config, SourcesConfig},
     kubernetes::{self, ClientError},
     missed::{self, Missed},
-    server::{endpoint::Endpoint, listener::Server, metrics::Metrics, tls},
+    server::{
+        endpoint::{Bodies, Endpoint},
+        listener::Server,
+        metrics::Metrics,
+        tls,
+    },
     time::Clock,
 };
 
@@ -167,6 +172,7 @@ impl App {
             readiness: readiness.clone(),
             started,
             metrics: Metrics::register(&mut registry),
+            bodies: Bodies::default(),
         };
         let server = Server::new(endpoint, tls, config.server.max_connections, front.tasks(), leaving_watch);
         front.tasks().spawn_essential("listener", server.run(listener));

@@ -1,5 +1,6 @@
 //! What is known of the cluster: ServiceAccounts, the ConfigMap's bindings, the file's identities.
 
+mod answers;
 pub mod bindings;
 pub mod identities;
 pub mod latest;

@@ -9,6 +9,10 @@ use kube::{
 };
 use rolecall_process::telemetry::chain;
 
+/// How many objects of a list the API server sends at a time. Each may have 256 KiB of annotations, and a page is in
+/// memory whole.
+pub const PAGE: u32 = 200;
+
 /// A watch is silent for a minute at most, for it asks for bookmarks, which the API server sends each minute; a
 /// connection that stays silent longer has been lost on the way.
 const READ_TIMEOUT: Duration = Duration::from_secs(90);

@@ -35,7 +35,7 @@ use tracing::{debug, info, warn};
 use self::object::PodObject;
 use crate::{
     cache::Known,
-    kubernetes::told,
+    kubernetes::{PAGE, told},
     mutate::{Outcome, mutate},
     pod::PodView,
     policy::Policy,
@@ -120,7 +120,7 @@ impl Metrics {
 /// The pods of the whole cluster, retried for ever with growing pauses.
 pub fn stream(client: Client) -> impl Stream<Item = watcher::Result<watcher::Event<PodObject>>> {
     let api: Api<PodObject> = Api::all_with(client, &object::resource());
-    watcher(api, watcher::Config::default()).default_backoff()
+    watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff()
 }
 
 impl Missed {

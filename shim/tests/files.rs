@@ -111,6 +111,7 @@ async fn identities_are_read_again_when_their_volume_is_exchanged() {
     trigger.tasks().spawn("identities", identities::run(path.clone(), latest.clone(), metrics, known, watch));
     let text = |name: &str| format!(r#"{{"identities":[{{"namespace":"shop","serviceAccount":"{name}"}}]}}"#);
 
+    volume.fill(&[("config.json", r#"{"identities":[{"#)]);
     sleep(A_WHILE).await;
     assert!(!readiness.is_ready());
     volume.fill(&[("config.json", &text("orders"))]);
@@ -126,5 +127,30 @@ async fn identities_are_read_again_when_their_volume_is_exchanged() {
     fs::remove_file(&path).unwrap();
     sleep(A_WHILE).await;
     assert!(latest.get().contains("shop", "carts"));
+    assert_eq!(trigger.finish(A_WHILE).await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_of_identities_that_is_not_there_keeps_nobody_waiting_and_is_read_when_it_comes() {
+    let mut volume = Volume::new();
+    let (readiness, latest) = (Readiness::default(), Latest::<Identities>::default());
+    let (trigger, watch) = drain::new();
+    let known = readiness.latch("identities read");
+    let mut registry = Registry::default();
+    let metrics = identities::Metrics::register(&mut registry);
+    let path = volume.path("config.json");
+    trigger.tasks().spawn("identities", identities::run(path, latest.clone(), metrics, known, watch));
+    let errors = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("shim_identities_errors_total "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+
+    sleep(A_WHILE).await;
+    assert!(readiness.is_ready() && latest.get().is_empty() && 0 < errors());
+    volume.fill(&[("config.json", r#"{"identities":[{"namespace":"shop","serviceAccount":"orders"}]}"#)]);
+    sleep(A_WHILE).await;
+    assert!(latest.get().contains("shop", "orders"));
     assert_eq!(trigger.finish(A_WHILE).await, []);
 }

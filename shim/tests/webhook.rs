@@ -32,7 +32,12 @@ mod harness {
             mint::{self, Facts, Pair},
         },
         policy::Policy,
-        server::{endpoint::Endpoint, listener::Server, metrics::Metrics, tls},
+        server::{
+            endpoint::{Bodies, Endpoint},
+            listener::Server,
+            metrics::Metrics,
+            tls,
+        },
     };
     use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
     use tokio::{
@@ -121,6 +126,7 @@ mod harness {
                 readiness: Readiness::default(),
                 started: is_started,
                 metrics: Metrics::register(&mut registry),
+                bodies: Bodies::default(),
             };
             let tls = tls::server_config(&tls_config, provider, serving.clone()).unwrap();
             let server = Server::new(endpoint, tls, max_connections, front.tasks(), leaving_watch);
@@ -302,10 +308,10 @@ async fn what_is_no_review_is_refused_and_the_connection_lives_on() {
 }
 
 #[tokio::test]
-async fn a_review_of_more_than_eight_mebibytes_is_refused() {
+async fn a_review_of_more_than_four_mebibytes_is_refused() {
     let webhook = Webhook::start(Duration::ZERO, 64).await;
     let mut stream = webhook.connect().await;
-    let head = "POST /mutate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 8388609\r\n\r\n";
+    let head = "POST /mutate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4194305\r\n\r\n";
     // Its length alone is enough: the body is never sent.
     assert_eq!(exchange(&mut stream, head).await.status, 413);
 }

@@ -21,6 +21,9 @@ use crate::{
     kubernetes::told,
 };
 
+/// What the ConfigMap says that binds nothing.
+const EMPTY: &str = "{}";
+
 /// What the ConfigMap shows.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -92,8 +95,20 @@ pub async fn run(
 }
 
 fn take(config_map: Option<ConfigMap>, latest: &Latest<ConfigMapBindings>, metrics: &Metrics) {
-    let text = config_map.and_then(|map| map.data).and_then(|mut data| data.remove(DATA_KEY));
-    match parse_config_map(text.as_deref().unwrap_or_default()) {
+    let text = match config_map {
+        Some(map) => map.data.and_then(|mut data| data.remove(DATA_KEY)).unwrap_or_default(),
+        None => EMPTY.to_owned(),
+    };
+    if text.trim().is_empty() {
+        // More likely a slip of the pen than the wish to take every role away.
+        error!(
+            "ConfigMap {NAME}: the key {DATA_KEY} is missing or empty; what it held before goes on counting, \
+             and {EMPTY} would clear it"
+        );
+        metrics.bad_entries.set(1);
+        return;
+    }
+    match parse_config_map(&text) {
         Ok((bindings, mistakes)) => {
             for mistake in &mistakes {
                 error!("ConfigMap {NAME}: {}; if it was good before, that goes on counting", chain(mistake));
@@ -133,5 +148,20 @@ mod tests {
         assert_eq!((role("a").as_deref(), role("b").as_deref()), (Some("1"), Some("4")));
         take(None, &latest, &metrics);
         assert_eq!((role("a"), role("b"), metrics.entries.get()), (None, None, 0));
+    }
+
+    #[test]
+    fn without_its_key_the_config_map_stays_as_it_was_and_an_empty_object_clears_it() {
+        let (latest, metrics) = (Latest::<ConfigMapBindings>::default(), Metrics::default());
+        let other = [("other".to_owned(), "{}".to_owned())].into();
+        let other = Some(ConfigMap { data: Some(other), ..ConfigMap::default() });
+        for without in [Some(ConfigMap::default()), other, config_map(""), config_map(" \n")] {
+            take(config_map(r#"{"shop/a":{"RoleARN":"1"}}"#), &latest, &metrics);
+            assert_eq!(metrics.bad_entries.get(), 0);
+            take(without, &latest, &metrics);
+            assert_eq!((latest.get().len(), metrics.entries.get(), metrics.bad_entries.get()), (1, 1, 1));
+        }
+        take(config_map("{}"), &latest, &metrics);
+        assert_eq!((latest.get().len(), metrics.entries.get(), metrics.bad_entries.get()), (0, 0, 0));
     }
 }

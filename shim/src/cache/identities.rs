@@ -1,6 +1,6 @@
 //! Follows the file of identities.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -38,6 +38,12 @@ enum Error {
     Parse(#[from] IdentitiesError),
 }
 
+impl Error {
+    fn is_absence(&self) -> bool {
+        matches!(self, Self::Read(file::Error::Io(error)) if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 impl Metrics {
     /// Registers the families.
     pub fn register(registry: &mut Registry) -> Self {
@@ -52,8 +58,9 @@ impl Metrics {
     }
 }
 
-/// Follows the file until the drain begins; `known` is dropped once it was good for the first time. What was last good
-/// stays in force while it is not.
+/// Follows the file until the drain begins; `known` is dropped once it was good for the first time, or is not there:
+/// then there are no identities yet, and nobody else has to wait for them. What was last good stays in force while the
+/// file is not.
 pub async fn run(
     path: PathBuf,
     latest: Latest<Identities>,
@@ -82,6 +89,9 @@ pub async fn run(
             }
             Err(error) => {
                 metrics.errors.inc();
+                if error.is_absence() {
+                    drop(known.take());
+                }
                 let text = chain(&error).to_string();
                 if trouble.as_ref() != Some(&text) {
                     let path = path.display();

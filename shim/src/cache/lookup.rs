@@ -4,26 +4,20 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, Client, api::PartialObjectMeta};
-use moka::sync::Cache;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rolecall_process::drain;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{pace::Pace, service_accounts::ServiceAccounts};
+use super::{
+    answers::{ASKED_FOR, Key},
+    pace::Pace,
+    service_accounts::ServiceAccounts,
+};
 use crate::{annotations, binding::ServiceAccountFacts, kubernetes::told};
 
 /// How often the API server is asked for ServiceAccounts that the watch has not shown: a second, and at once.
 const PACE: (u32, u32) = (20, 40);
-
-/// How long an answer of the API server stands in for the watch, which will have caught up by then.
-const FOUND_FOR: Duration = Duration::from_secs(30);
-
-/// How long nobody else asks for the same one.
-const ASKED_FOR: Duration = Duration::from_secs(2);
-
-/// Answers and questions that are remembered: many more than can be under way at the pace above.
-const REMEMBERED: u64 = 4096;
 
 /// Settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,15 +38,11 @@ pub struct Metrics {
     missing: Counter,
 }
 
-type Key = (Box<str>, Box<str>);
-
 struct Inner {
     config: Config,
     table: ServiceAccounts,
     client: Client,
     compatibility_prefix: Option<String>,
-    found: Cache<Key, Arc<ServiceAccountFacts>>,
-    asked: Cache<Key, ()>,
     pace: Pace,
     tasks: drain::Tasks,
     metrics: Metrics,
@@ -90,20 +80,8 @@ impl Lookup {
         tasks: drain::Tasks,
         metrics: Metrics,
     ) -> Self {
-        let found = Cache::builder().max_capacity(REMEMBERED).time_to_live(FOUND_FOR).build();
-        let asked = Cache::builder().max_capacity(REMEMBERED).time_to_live(ASKED_FOR).build();
         let pace = Pace::new(PACE.0, PACE.1);
-        Self(Arc::new(Inner {
-            config,
-            table,
-            client,
-            compatibility_prefix,
-            found,
-            asked,
-            pace,
-            tasks,
-            metrics,
-        }))
+        Self(Arc::new(Inner { config, table, client, compatibility_prefix, pace, tasks, metrics }))
     }
 
     /// Whether the first list of ServiceAccounts has been read.
@@ -116,10 +94,7 @@ impl Lookup {
     #[must_use]
     pub fn known(&self, namespace: &str, name: &str) -> Option<ServiceAccountFacts> {
         let inner = &self.0;
-        inner.table.get(namespace, name).or_else(|| {
-            let key = (namespace.into(), name.into());
-            inner.found.get(&key).map(|facts| (*facts).clone())
-        })
+        inner.table.get(namespace, name).or_else(|| inner.table.answers().get(namespace, name))
     }
 
     /// What is known of a ServiceAccount. One that is not known is asked for once, and waited for up to the grace
@@ -162,7 +137,7 @@ impl Lookup {
             return;
         }
         let key: Key = (namespace.into(), name.into());
-        if !self.0.asked.entry_by_ref(&key).or_insert(()).is_fresh() || !self.0.pace.take() {
+        if !self.0.table.answers().begin(&key) || !self.0.pace.take() {
             return;
         }
         self.0.metrics.asked.inc();
@@ -173,7 +148,7 @@ impl Lookup {
             match timeout(ASKED_FOR, api.get_metadata_opt(&key.1)).await {
                 Ok(Ok(Some(object))) => {
                     let facts = facts_of(object, inner.compatibility_prefix.as_deref());
-                    inner.found.insert(key, Arc::new(facts));
+                    inner.table.answers().take(key, facts);
                     inner.table.announce();
                 }
                 Ok(Ok(None)) => {}

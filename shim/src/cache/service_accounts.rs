@@ -21,7 +21,12 @@ use rolecall_process::readiness::Latch;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::{annotations, binding::ServiceAccountFacts, kubernetes::told};
+use super::answers::Answers;
+use crate::{
+    annotations,
+    binding::ServiceAccountFacts,
+    kubernetes::{PAGE, told},
+};
 
 /// A ServiceAccount as the watch sends it.
 pub type Object = PartialObjectMeta<ServiceAccount>;
@@ -48,6 +53,8 @@ pub struct Metrics {
 struct Shared {
     table: RwLock<Table>,
     changed: watch::Sender<()>,
+    /// What was asked for beside the watch.
+    answers: Answers,
 }
 
 #[derive(Default)]
@@ -104,6 +111,11 @@ impl ServiceAccounts {
         Some(ServiceAccountFacts { annotations: annotations.collect() })
     }
 
+    /// What was asked for beside the watch; what the watch tells of is dropped from it.
+    pub(super) fn answers(&self) -> &Answers {
+        &self.0.answers
+    }
+
     /// Whether the first list has been read.
     #[must_use]
     pub fn synced(&self) -> bool {
@@ -127,11 +139,19 @@ impl Writer {
         let mut table = self.shared.table.write().unwrap_or_else(PoisonError::into_inner);
         match event {
             watcher::Event::Init => table.generation = table.generation.wrapping_add(1),
-            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
+            watcher::Event::InitApply(object) => table.insert(object, self.compatibility_prefix.as_deref()),
+            watcher::Event::InitDone => {
+                table.forget_older();
+                self.shared.answers.forget_all();
+            }
+            watcher::Event::Apply(object) => {
+                self.shared.answers.forget(&object.metadata);
                 table.insert(object, self.compatibility_prefix.as_deref());
             }
-            watcher::Event::InitDone => table.forget_older(),
-            watcher::Event::Delete(object) => table.remove(&object),
+            watcher::Event::Delete(object) => {
+                self.shared.answers.forget(&object.metadata);
+                table.remove(&object);
+            }
         }
         drop(table);
         self.shared.changed.send_replace(());
@@ -146,7 +166,7 @@ impl Writer {
 pub fn stream(client: Client) -> impl Stream<Item = watcher::Result<watcher::Event<Object>>> {
     // Of this type, the API server sends metadata alone.
     let api: Api<Object> = Api::all(client);
-    watcher(api, watcher::Config::default()).default_backoff()
+    watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff()
 }
 
 /// Feeds `stream` into the table; `synced` is dropped once the first list is read.

@@ -30,7 +30,7 @@ use super::{
     mint::Names,
     plan::{self, Due, Lifetimes, StepError},
     serving::Serving,
-    stored::{Authority, Stored},
+    stored::{self, Authority, Stored},
 };
 use crate::{kubernetes::told, time::Clock};
 
@@ -102,9 +102,13 @@ enum Seen {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(
-        "write the Secret {namespace}/{name}; the shim needs get, list, watch and update for it, and create where it is not there"
+        "write the Secret {namespace}/{name}; the shim needs get, list, watch and update for it, and create for secrets where it is not there"
     )]
     Write { namespace: String, name: String, source: Box<kube::Error> },
+    #[error(
+        "leave the Secret {namespace}/{name} alone, which holds what is not the shim's; name another one by --tls-secret, empty this one, or mount it and use --certificate=files if it is kept by cert-manager or the like"
+    )]
+    Foreign { namespace: String, name: String },
     #[error(
         "patch caBundle of the MutatingWebhookConfiguration {name}; the shim needs get, list, watch and patch for it"
     )]
@@ -215,7 +219,22 @@ impl Keeper {
 
     /// Does what is due. Says whether there was something to judge.
     async fn act(&mut self) -> Result<bool, Error> {
-        let Some(mut stored) = self.shared().await? else { return Ok(false) };
+        let kept = self.keep().await;
+        let stored = match (&kept, &self.last_good) {
+            (Ok(Some(stored)), _) | (_, Some(stored)) => stored.clone(),
+            (Ok(None) | Err(_), None) => return kept.map(|_| false),
+        };
+        // What cannot be written now is still to be served and trusted as it was.
+        let published = self.publish(&stored).await;
+        let served = self.serve(&stored);
+        let is_known = kept?.is_some();
+        published.and(served).map(|()| is_known)
+    }
+
+    /// Does what is due to the Secret; what it holds then is the last that was good, even where this fails.
+    async fn keep(&mut self) -> Result<Option<Stored>, Error> {
+        let Some(stored) = self.shared().await? else { return Ok(None) };
+        self.last_good = Some(stored.clone());
         let now = self.clock.now();
         let next_published_for =
             stored.next.as_ref().and_then(|next| self.published_for(&next.to_authority()));
@@ -224,23 +243,27 @@ impl Keeper {
         {
             let after = plan::step(due, Some(&stored), &self.config.names, now, &self.config.lifetimes)?;
             if let Some(written) = self.write(&after, due.as_str()).await? {
-                stored = written;
+                self.last_good = Some(written.clone());
+                return Ok(Some(written));
             }
         }
-        self.last_good = Some(stored.clone());
-        self.publish(&stored).await?;
-        self.serve(&stored)?;
-        Ok(true)
+        Ok(Some(stored))
     }
 
     /// What the Secret holds; makes or restores it where it holds nothing good. `None` until it is known.
     async fn shared(&mut self) -> Result<Option<Stored>, Error> {
         let Some(secret) = &self.secret else { return Ok(None) };
         let data = secret.as_ref().and_then(|secret| secret.data.as_ref());
-        let is_empty = data.is_none_or(BTreeMap::is_empty);
+        let is_empty = data.is_none_or(|data| data.values().all(|value| value.0.is_empty()));
         match Stored::read(|key| Some(data?.get(key)?.0.as_slice())) {
             Ok(stored) => return Ok(Some(stored)),
             Err(error) if !is_empty => {
+                if self.last_good.is_none() && !secret.as_ref().is_some_and(is_ours) {
+                    return Err(Error::Foreign {
+                        namespace: self.config.namespace.clone(),
+                        name: self.config.secret.clone(),
+                    });
+                }
                 warn!(secret = self.config.secret, error = %chain(&error), "the shared certificates are broken");
             }
             Err(_) => {}
@@ -281,8 +304,13 @@ impl Keeper {
                 self.secret = Some(Some(written));
                 Ok(Some(stored.clone()))
             }
-            // Created or changed (409) or deleted (404) by another meanwhile.
-            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(None),
+            // Created or changed by another meanwhile.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+            // Deleted by another meanwhile: it is to be created next.
+            Err(kube::Error::Api(status)) if status.code == 404 && self.secret != Some(None) => {
+                self.secret = Some(None);
+                Ok(None)
+            }
             Err(source) => Err(Error::Write {
                 namespace: self.config.namespace.clone(),
                 name: name.clone(),
@@ -309,23 +337,25 @@ impl Keeper {
             }
             Standing::Less => true,
         };
+        let mut patched = Ok(());
         if due {
             let params =
                 PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
             let keep_more = published.standing(&required) == Standing::Less;
             let patch = Patch::Strategic(published.patch(&required, keep_more));
             let name = &self.config.webhook_configuration;
-            match self.configurations.patch(name, &params, &patch).await {
+            patched = match self.configurations.patch(name, &params, &patch).await {
                 Ok(configuration) => {
                     self.metrics.bundle_repairs.inc();
                     info!(configuration = name, "put caBundle right");
                     self.published = Some(Published::of(&configuration, &self.config));
                     self.more_since = None;
+                    Ok(())
                 }
                 // Changed (409) or deleted (404) meanwhile: the watch brings what it is now.
-                Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {}
-                Err(source) => return Err(Error::Patch { name: name.clone(), source: Box::new(source) }),
-            }
+                Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(()),
+                Err(source) => Err(Error::Patch { name: name.clone(), source: Box::new(source) }),
+            };
         }
         let seen = self.published.as_ref();
         self.published_since = required
@@ -337,7 +367,7 @@ impl Keeper {
                 (der, since)
             })
             .collect();
-        Ok(())
+        patched
     }
 
     /// Serves the shared certificate once its authority is trusted; anything is better than nothing to serve.
@@ -407,6 +437,14 @@ impl Keeper {
     }
 }
 
+/// Whether a Secret whose content is broken was written by the shim once, by this replica or another.
+fn is_ours(secret: &Secret) -> bool {
+    let mut managers = secret.metadata.managed_fields.iter().flatten();
+    let has_key = |data: &BTreeMap<_, _>| data.contains_key(stored::OWN_KEY);
+    secret.data.as_ref().is_some_and(has_key)
+        || managers.any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
+}
+
 /// How long what is superfluous to this replica stays in `caBundle`. Another may still serve with it: it swaps its
 /// certificate once the new authority has settled and a tick has come.
 fn prune_after(settle: Duration) -> Duration {
@@ -424,3 +462,6 @@ where
 fn humantime(at: std::time::SystemTime) -> String {
     jiff::Timestamp::from_second(crate::time::unix_seconds(at)).unwrap_or(jiff::Timestamp::MAX).to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use super::mint::{Facts, Pair, ReadError};
 
-const AUTHORITY: (&str, &str) = ("ca.crt", "ca.key");
+/// Nobody else puts an authority's key into such a Secret.
+pub(super) const OWN_KEY: &str = "ca.key";
+
+const AUTHORITY: (&str, &str) = ("ca.crt", OWN_KEY);
 const NEXT: (&str, &str) = ("next-ca.crt", "next-ca.key");
 const PREVIOUS: &str = "previous-ca.crt";
 const SERVING: (&str, &str) = ("tls.crt", "tls.key");

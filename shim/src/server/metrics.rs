@@ -46,18 +46,21 @@ pub(super) enum Unanswered {
     Malformed,
     /// It came before everything was known.
     NotReady,
+    /// The bodies of others take all the memory that bodies may take.
+    NoRoom,
     /// Making the answer panicked.
     Panicked,
 }
 
 impl Unanswered {
-    const ALL: [Self; 4] = [Self::NotAReview, Self::Malformed, Self::NotReady, Self::Panicked];
+    const ALL: [Self; 5] = [Self::NotAReview, Self::Malformed, Self::NotReady, Self::NoRoom, Self::Panicked];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::NotAReview => "not_a_review",
             Self::Malformed => "malformed",
             Self::NotReady => "not_ready",
+            Self::NoRoom => "no_room",
             Self::Panicked => "panicked",
         }
     }

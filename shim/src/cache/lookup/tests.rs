@@ -121,3 +121,28 @@ async fn what_can_be_no_name_is_never_asked_for() {
     }
     assert_eq!(fixture.requests.load(Ordering::Relaxed), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_deleted_and_made_anew_is_not_taken_for_the_former() {
+    let found = Answer { after: Duration::from_millis(100), found: true };
+    let missing = Answer { found: false, ..found };
+    let mut fixture = fixture(&[found, missing, found]);
+    let lookup = fixture.lookup.clone();
+    let known = || role(lookup.known("shop", "orders"));
+
+    assert_eq!(role(lookup.find("shop", "orders", PATIENCE).await).as_deref(), Some("role"));
+    fixture.writer.apply(watcher::Event::Apply(object("from the watch")));
+    assert_eq!(known().as_deref(), Some("from the watch"));
+    fixture.writer.apply(watcher::Event::Delete(object("from the watch")));
+    assert_eq!(known(), None);
+    assert_eq!(lookup.find("shop", "orders", PATIENCE).await, None);
+
+    // An answer that was under way while the watch told of the deletion is one from before it.
+    fixture.writer.apply(watcher::Event::Delete(object("from the watch")));
+    let (found, ()) = tokio::join!(lookup.find("shop", "orders", PATIENCE), async {
+        advance(Duration::from_millis(50)).await;
+        fixture.writer.apply(watcher::Event::Delete(object("from the watch")));
+    });
+    assert_eq!(found, None);
+    assert_eq!(fixture.requests.load(Ordering::Relaxed), 3);
+}

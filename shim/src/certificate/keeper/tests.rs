@@ -1,0 +1,111 @@
+//! Tests with an API server that is a function.
+
+use std::sync::{Arc, Mutex};
+
+use http::{Method, Request, Response};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use kube::client::Body;
+use rolecall_process::readiness::Readiness;
+
+use super::*;
+
+struct Fixture {
+    keeper: Keeper,
+    requests: Arc<Mutex<Vec<Method>>>,
+}
+
+/// A keeper that has seen `secret`, and whose writes end with `status`.
+fn fixture(secret: Option<Secret>, status: u16) -> Fixture {
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let seen = requests.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        seen.lock().unwrap().push(request.method().clone());
+        let body = match status {
+            200 => serde_json::to_vec(&Secret::default()).unwrap(),
+            code => format!(r#"{{"kind":"Status","apiVersion":"v1","status":"Failure","message":"no","reason":"No","code":{code}}}"#).into_bytes(),
+        };
+        let response = Response::builder().status(status).body(Body::from(body)).unwrap();
+        async move { Ok::<_, std::convert::Infallible>(response) }
+    });
+    let config = SelfManagedConfig {
+        namespace: "rolecall".to_owned(),
+        secret: "tls".to_owned(),
+        service: "shim".to_owned(),
+        webhook_configuration: "shim".to_owned(),
+        names: Names::of_service("rolecall", "shim", &[]),
+        lifetimes: Lifetimes::default(),
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let serving = Serving::new(provider, &mut Registry::default());
+    let readiness = Readiness::default();
+    let latches = (readiness.latch("loaded"), readiness.latch("trusted"));
+    let client = Client::new(service, "rolecall");
+    let mut keeper = Keeper::new(client, config, serving, Clock::system(), Metrics::default(), latches);
+    keeper.secret = Some(secret);
+    Fixture { keeper, requests }
+}
+
+fn stored(service: &str) -> Stored {
+    let names = Names::of_service("rolecall", service, &[]);
+    plan::step(Due::Create, None, &names, Clock::system().now(), &Lifetimes::default()).unwrap()
+}
+
+fn secret(data: impl IntoIterator<Item = (String, Vec<u8>)>) -> Secret {
+    let data = data.into_iter().map(|(key, value)| (key, ByteString(value))).collect();
+    let metadata = ObjectMeta { name: Some("tls".to_owned()), ..ObjectMeta::default() };
+    Secret { metadata, data: Some(data), ..Secret::default() }
+}
+
+fn foreign() -> Secret {
+    secret(["ca.crt", "tls.crt", "tls.key"].map(|key| (key.to_owned(), b"of another".to_vec())))
+}
+
+#[tokio::test]
+async fn what_is_stored_is_served_where_nothing_may_be_written() {
+    for status in [403, 404, 409, 500] {
+        // Another name is due to be added to the certificate.
+        let Fixture { mut keeper, requests } = fixture(Some(secret(stored("renamed").to_data())), status);
+        let result = keeper.act().await;
+        assert_eq!(result.is_err(), status == 403 || status == 500, "{status}: {result:?}");
+        assert_eq!(*requests.lock().unwrap(), [Method::PUT]);
+        assert!(keeper.serving.facts().is_some() && keeper.loaded.is_none(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_last_good_is_served_where_a_lost_secret_may_not_be_created() {
+    let Fixture { mut keeper, requests } = fixture(None, 403);
+    keeper.last_good = Some(stored("shim"));
+    assert!(matches!(keeper.act().await, Err(Error::Write { .. })));
+    assert_eq!(*requests.lock().unwrap(), [Method::POST]);
+    assert!(keeper.serving.facts().is_some());
+}
+
+#[tokio::test]
+async fn a_secret_that_turns_out_to_be_deleted_is_created_anew() {
+    let Fixture { mut keeper, requests } = fixture(Some(secret([])), 404);
+    assert!(matches!(keeper.act().await, Ok(false)));
+    assert!(matches!(keeper.act().await, Err(Error::Write { .. })));
+    assert_eq!(*requests.lock().unwrap(), [Method::PUT, Method::POST]);
+}
+
+#[tokio::test]
+async fn a_secret_of_somebody_else_is_left_alone_unless_it_was_ours_before() {
+    let Fixture { mut keeper, requests } = fixture(Some(foreign()), 200);
+    assert!(matches!(keeper.act().await, Err(Error::Foreign { .. })));
+    assert!(requests.lock().unwrap().is_empty());
+    keeper.last_good = Some(stored("shim"));
+    assert!(keeper.act().await.unwrap());
+    assert_eq!(*requests.lock().unwrap(), [Method::PUT]);
+
+    let mut written = foreign();
+    let entry = ManagedFieldsEntry { manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+    written.metadata.managed_fields = Some(vec![entry]);
+    let keyed = secret([("ca.key".to_owned(), b"broken".to_vec())]);
+    let empty = secret([("tls.crt".to_owned(), Vec::new())]);
+    for ours in [written, keyed, empty] {
+        let Fixture { mut keeper, requests } = fixture(Some(ours), 200);
+        assert!(keeper.act().await.unwrap());
+        assert_eq!(*requests.lock().unwrap(), [Method::PUT]);
+    }
+}
