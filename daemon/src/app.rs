@@ -27,9 +27,9 @@ use crate::{
     },
     sessions::Sessions,
     sts::{self, StsClient, StsConfigError},
-    time::Clock,
     token::{keys::KeySet, verify::Verifier, volume::TokenSource},
 };
+use rolecall_process::time::Clock;
 use rolecall_process::{
     admin,
     drain::{self, EssentialTaskEnded},

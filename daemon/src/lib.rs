@@ -16,7 +16,6 @@ pub mod identity;
 pub mod kubernetes;
 pub mod node;
 pub mod pods;
-pub mod time;
 pub mod token;
 
 pub mod credentials;

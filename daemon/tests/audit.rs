@@ -16,12 +16,12 @@ use rolecall_daemon::{
         SessionRequest, Sts, StsError,
     },
     identity::PodIdentity,
-    time::Clock,
     token::{
         Token,
         volume::{TokenSource, TokenVolume},
     },
 };
+use rolecall_process::time::Clock;
 use zeroize::Zeroizing;
 
 /// Issues `orders` and denies everything else.

@@ -3,7 +3,7 @@
 //! # Layout
 //! Logs ([`telemetry`]) and [`metrics`]; how tasks start and end ([`drain`], [`signal`]); whether the program can
 //! serve ([`readiness`]) and still turns ([`liveness`]); where that is told ([`admin`]) and asked ([`probe`]).
-//! Nothing here knows AWS or Kubernetes.
+//! What time it is ([`time`]). Nothing here knows AWS or Kubernetes.
 
 pub mod admin;
 pub mod drain;
@@ -13,3 +13,4 @@ pub mod probe;
 pub mod readiness;
 pub mod signal;
 pub mod telemetry;
+pub mod time;

@@ -40,8 +40,8 @@ use crate::{
         metrics::Metrics,
         tls,
     },
-    time::Clock,
 };
+use rolecall_process::time::Clock;
 
 /// Connections that the kernel keeps for a listener that is busy.
 const BACKLOG: u32 = 1024;

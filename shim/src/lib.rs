@@ -35,5 +35,4 @@ pub mod file;
 pub mod kubernetes;
 pub mod missed;
 pub mod server;
-pub mod time;
 mod wording;

@@ -39,8 +39,8 @@ use crate::{
     mutate::{Outcome, mutate},
     pod::PodView,
     policy::Policy,
-    time::{Clock, unix_seconds},
 };
+use rolecall_process::time::{Clock, unix_seconds};
 
 /// Pods that wait for a closer look. More at once are left out: such a cluster has a trouble that shows without them.
 const QUEUE: usize = 10_000;

@@ -12,13 +12,11 @@ use super::{
     pace::{Pace, Place},
     table::Fetched,
 };
-use crate::{
-    time::Clock,
-    token::{
-        Token,
-        volume::{ReadError, TokenSource},
-    },
+use crate::token::{
+    Token,
+    volume::{ReadError, TokenSource},
 };
+use rolecall_process::time::Clock;
 
 /// Fetches credentials for whoever's turn it is.
 pub(super) struct Fetcher<S> {

@@ -10,7 +10,7 @@ use rolecall_contract::RoleArn;
 use zeroize::Zeroizing;
 
 use super::exchange::Issued;
-use crate::time::rfc3339;
+use rolecall_process::time::rfc3339;
 
 /// How long before the real expiry credentials are said to expire, so that no request is signed with keys that
 /// AWS no longer takes when it arrives.

@@ -11,7 +11,8 @@ use super::{
     table::{Limits, Now, Status, Table},
     worker::Worker,
 };
-use crate::{identity::PodUid, time::Clock, token::volume::TokenSource};
+use crate::{identity::PodUid, token::volume::TokenSource};
+use rolecall_process::time::Clock;
 
 /// Hands out credentials and takes wishes for them. Cloning is cheap.
 #[derive(Clone)]

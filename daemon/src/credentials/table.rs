@@ -21,7 +21,8 @@ use super::{
     policy,
     queue::{Priority, Queue},
 };
-use crate::{identity::PodUid, time::Clock};
+use crate::identity::PodUid;
+use rolecall_process::time::Clock;
 
 /// How long a pod that was forgotten cannot come back by a request: longer than any request lives.
 const STAY_GONE: Duration = Duration::from_secs(60);

@@ -14,7 +14,8 @@ use super::{
     pace::Pace,
     table::{Consequence, Fetched, Ticket, Work},
 };
-use crate::{time::rfc3339, token::volume::TokenSource};
+use crate::token::volume::TokenSource;
+use rolecall_process::time::rfc3339;
 
 /// Longest sleep: timers do not notice that the wall clock was stepped or the machine slept.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);

@@ -23,8 +23,8 @@ use super::{
     Change, Event, Pod, Writer,
     object::{self, PodObject},
 };
-use crate::time::{Clock, unix_seconds};
 use rolecall_process::telemetry::chain;
+use rolecall_process::time::{Clock, unix_seconds};
 
 /// What the watch shows of itself.
 #[derive(Debug, Clone, Default)]

@@ -14,9 +14,9 @@ use crate::{
     identity::{PodIdentity, PodUid},
     node::NodeAddresses,
     pods::{AddressOwner, Pod, PodTable, UidLookup},
-    time::Clock,
     token::verify::{Proof, TokenFault, Verified, Verifier},
 };
+use rolecall_process::time::Clock;
 
 /// Which witnesses are heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -61,10 +61,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{
-        certificate::{mint, stored::Read},
-        time::from_unix_seconds,
-    };
+    use crate::certificate::{mint, stored::Read};
+    use rolecall_process::time::from_unix_seconds;
 
     #[test]
     fn a_bundle_is_judged_by_what_is_in_it() {

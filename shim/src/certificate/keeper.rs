@@ -32,7 +32,8 @@ use super::{
     serving::Serving,
     stored::{self, Authority, Stored},
 };
-use crate::{kubernetes::told, time::Clock};
+use crate::kubernetes::told;
+use rolecall_process::time::{Clock, rfc3339};
 
 /// How often it is looked whether something is due, and a step that failed is tried again.
 const TICK: Duration = Duration::from_secs(5);
@@ -393,7 +394,7 @@ impl Keeper {
                     }
                 })?;
             self.served_by = Some(authority);
-            let expires = humantime(facts.expires);
+            let expires = rfc3339(facts.expires);
             info!(expires, "serve the certificate of the Secret");
             self.loaded = None;
         }
@@ -457,10 +458,6 @@ where
     K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
     watcher::watch_object(api, name).default_backoff()
-}
-
-fn humantime(at: std::time::SystemTime) -> String {
-    jiff::Timestamp::from_second(crate::time::unix_seconds(at)).unwrap_or(jiff::Timestamp::MAX).to_string()
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 
-use crate::time::from_unix_seconds;
+use rolecall_process::time::from_unix_seconds;
 
 /// How far before its making a certificate is valid, for an API server whose clock is behind.
 pub const BACKDATED: Duration = Duration::from_secs(3600);

@@ -148,7 +148,7 @@ pub fn step(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::from_unix_seconds;
+    use rolecall_process::time::from_unix_seconds;
 
     const LIFETIMES: Lifetimes = Lifetimes {
         authority: Duration::from_secs(1826 * 86_400),

@@ -14,7 +14,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::mint::{Facts, ReadError};
-use crate::time::unix_seconds;
+use rolecall_process::time::unix_seconds;
 
 /// The certificate that is served. Cloning is cheap, and a clone sees what the others load.
 #[derive(Clone)]

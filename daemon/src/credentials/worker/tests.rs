@@ -28,12 +28,12 @@ use crate::{
         SessionNameTemplate, SessionNameValues, SessionRequest, Sts, StsError,
     },
     identity::PodIdentity,
-    time::Clock,
     token::{
         Token,
         volume::{TokenSource, TokenVolume},
     },
 };
+use rolecall_process::time::Clock;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);

@@ -65,6 +65,12 @@ pub fn unix_seconds(at: SystemTime) -> i64 {
     i64::try_from(since).unwrap_or(i64::MAX)
 }
 
+/// The instant of a number of seconds since 1970; earlier ones count as 1970.
+#[must_use]
+pub fn from_unix_seconds(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
