@@ -239,3 +239,19 @@ async fn a_new_signing_key_of_the_cluster_is_learned() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_status_that_is_set_through_the_api_server_ends_a_pods_credentials() {
+    let fixture = Fixture::start().await;
+    let uid = fixture.pod("orders-0").await;
+    let token = fixture.written_token("orders-0", &uid).await;
+    fixture.cluster.set_pod_status("shop", "orders-0", &json!({"phase": "Running"})).await.unwrap();
+    assert_eq!(fixture.outcome(&token).await, "200 orders");
+    fixture.cluster.set_pod_status("shop", "orders-0", &json!({"phase": "Succeeded"})).await.unwrap();
+    fixture
+        .daemon
+        .wait_for_metric("rolecall_credentials{state=\"valid\"}", |valid| valid == 0.0)
+        .await
+        .unwrap();
+    assert_eq!(fixture.outcome(&token).await, "403 pod_finished");
+}
