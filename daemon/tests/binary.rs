@@ -318,3 +318,19 @@ async fn the_same_refusal_of_the_same_pod_is_logged_once() {
     assert_eq!((lines("host_network_needs_token"), lines("role_malformed")), (1, 1), "{log}");
     assert_eq!(daemon.metric("rolecall_refusals_total{code=\"role_malformed\"}").await, 5.0);
 }
+
+#[tokio::test]
+async fn a_daemon_that_is_killed_resets_what_it_had_begun() {
+    let mut daemon = Daemon::start(None, &[]).await;
+    let _gate = daemon.world.sts.hold();
+    let orders = daemon.world.pod(pod("orders")).unwrap();
+    let mut idle = Client::connect("127.0.0.1", daemon.endpoint).await;
+    assert_eq!(idle.get("/", None).await.outcome(), "404 not_found");
+    let mut begun = Client::connect("127.0.0.1", daemon.endpoint).await;
+    begun.ask(OWN, Some(&orders.token().unwrap())).await;
+    begun.read_until(|text| text.contains("1\r\n \r\n")).await;
+    daemon.child.kill().unwrap();
+    // The kernel ends both; an end in order would pass for a complete answer with some clients.
+    assert_eq!(begun.end().await, End::Reset);
+    assert_eq!(idle.end().await, End::Closed);
+}

@@ -131,3 +131,26 @@ async fn a_client_that_does_not_read_is_cut_off() {
     while client.try_send(&requests).await {}
     assert_eq!(app.metric("rolecall_connections_open").await, 0.0);
 }
+
+#[tokio::test]
+async fn a_connection_above_the_limit_of_all_waits_for_one_to_end() {
+    let flags = "--max-connections=8 --max-connections-per-pod=4 --max-waiting-per-pod=4";
+    let app = TestApp::with(World::start().await.unwrap(), flags).await;
+    let mut held = Vec::new();
+    for from in ["127.0.0.2", "127.0.0.3"].repeat(4) {
+        let mut client = app.client(from).await;
+        assert_eq!(client.get("/", None).await.outcome(), "404 not_found");
+        held.push(client);
+    }
+    let mut waiting = app.client("127.0.0.4").await;
+    waiting.ask("/", None).await;
+    // Those that have a place are served all the while.
+    for client in &mut held {
+        assert_eq!(client.get("/", None).await.outcome(), "404 not_found");
+    }
+    assert_eq!(app.metric("rolecall_connections_open").await, 8.0);
+    assert!(!waiting.has_received(), "it has no place yet");
+    drop(held.pop());
+    assert_eq!(waiting.reply().await.outcome(), "404 not_found");
+    assert_eq!(app.metric("rolecall_connections_cut_off_total").await, 0.0);
+}

@@ -222,3 +222,56 @@ async fn the_hold_counts_from_the_arrival_and_not_from_when_the_pod_was_known() 
     assert_eq!(old.reply().await.outcome(), "200 orders");
     assert_eq!(new.reply().await.outcome(), "200 orders");
 }
+
+#[tokio::test]
+async fn giving_up_counts_from_the_arrival_and_not_from_when_the_pod_was_known() {
+    let world = rolecall_sandbox::world::World::start().await.unwrap();
+    let app = TestApp::with(world, "--give-up-after=6s --caller-wait=6s").await;
+    let _gate = app.world.sts.hold();
+    let early = app.world.prepare(pod("early"));
+    early.trust();
+    early.write_token().unwrap();
+    let later = app.world.pod(pod("later")).unwrap();
+    let token = later.token().unwrap();
+    let mut old = app.client("127.0.0.2").await;
+    old.ask(OWN, Some(&early.token().unwrap())).await;
+    // Each answer that begins shows that a hold has passed since the one before: two between the arrival of the old
+    // request and its pod's, one between the two requests.
+    for _ in 0..2 {
+        let mut clock = app.client("127.0.0.3").await;
+        clock.ask(OWN, Some(&token)).await;
+        clock.read_until(has_begun).await;
+    }
+    let mut young = app.client("127.0.0.3").await;
+    young.ask(OWN, Some(&token)).await;
+    early.register();
+    old.read_until(has_begun).await;
+    let first = tokio::select! {
+        biased;
+        end = old.end() => ("old", end),
+        end = young.end() => ("young", end),
+    };
+    assert_eq!(first, ("old", End::Reset), "it arrived first, though its pod was known last");
+    assert_eq!(young.end().await, End::Reset);
+}
+
+#[tokio::test]
+async fn a_begun_answer_is_not_reset_before_the_request_is_old_enough_for_every_sdk() {
+    let world = rolecall_sandbox::world::World::start().await.unwrap();
+    let app = TestApp::with(world, "--hold=0").await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    orders.distrust();
+    let mut client = app.client("127.0.0.2").await;
+    // It begins before the request is sent, so it ends before the request is 1.1 s old, however slow the machine is.
+    let young = tokio::time::sleep(std::time::Duration::from_millis(1100));
+    client.ask(OWN, Some(&orders.token().unwrap())).await;
+    client.read_until(has_begun).await;
+    gate.release_all();
+    tokio::select! {
+        biased;
+        () = young => {}
+        end = client.end() => panic!("{end:?} too soon"),
+    }
+    assert_eq!(client.end().await, End::Reset);
+}
