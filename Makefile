@@ -73,6 +73,12 @@ deny: ## Check licenses, banned and duplicate crates, and where crates come from
 	@scripts/tools install cargo-deny
 	@$(WITH_TOOLS); "$$ROLECALL_CARGO_DENY" --locked check bans licenses sources
 
+# The script itself says what it takes: ARCH, SYSROOT, BASE, IMAGE_PREFIX.
+.PHONY: image
+image: ## Build the container images without pulling anything; IMAGE_PREFIX=registry/path/, ARCH=arm64
+	@scripts/tools install packages
+	@deploy/image/build
+
 .PHONY: bench
 bench: ## Run the benchmarks
 	@cargo run --locked --release -p rolecall-benches
