@@ -219,7 +219,7 @@ pub(crate) fn is_injected(pod: &Pod) -> bool {
 
 /// A shipped manifest, with names and namespace of this test's own.
 fn shipped(file: &str, name: &str) -> String {
-    let path = format!("{}/../deploy/shim/{file}", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/../deploy/kustomize/shim/{file}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(path).unwrap();
     text.replace("namespace: rolecall\n", &format!("namespace: {name}\n")).replace("rolecall-shim", name)
 }
