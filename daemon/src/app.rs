@@ -1,5 +1,7 @@
 //! The wiring: binds every socket, then starts the parts, and ends them in order. Parts meet here alone.
 
+mod follower;
+
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
@@ -7,6 +9,7 @@ use tokio::{
     sync::watch,
 };
 
+use self::follower::Follower;
 use crate::{
     config::{Config, StsConfig},
     credentials::{self, CredentialManager},
@@ -17,7 +20,7 @@ use crate::{
         firewall::{self, Firewall},
         loopback,
     },
-    pods::{self, Change, PodTable},
+    pods::{self, PodTable},
     server::{
         caller::Callers,
         endpoint::Endpoint,
@@ -201,8 +204,8 @@ impl App {
         let follower = Follower { sessions, credentials, verifier, observer };
         let stream = pods::watch::stream(client, &config.kubernetes.node_name);
         tasks.spawn_essential("pod watch", async move {
-            let on_change = |change| follower.follow(&change);
-            pods::watch::run(stream, writer, audience, clock, watch_metrics, on_change).await;
+            let on_changes = |changes| follower.follow_all(changes);
+            pods::watch::run(stream, writer, audience, clock, watch_metrics, on_changes).await;
         });
         if let Some(firewall) = firewall {
             let (exempt, exempt_now) = watch::channel(None);
@@ -267,51 +270,6 @@ impl App {
         }
         // The watch and the worker have no end of their own.
         self.back.finish(Duration::ZERO).await;
-    }
-}
-
-/// Does for each part what a change of the pods asks of it.
-struct Follower {
-    sessions: Sessions,
-    credentials: CredentialManager,
-    verifier: Verifier,
-    observer: Observer,
-}
-
-impl Follower {
-    fn follow(&self, change: &Change) {
-        match change {
-            Change::Arrived(pod) => {
-                tracing::debug!(pod = %pod.identity, uid = %pod.uid(), role = ?pod.binding.role, "saw a pod");
-                self.credentials.readmit(pod.uid());
-                self.warm(pod);
-            }
-            Change::Changed { after, .. } if after.finished => self.forget(after),
-            Change::Changed { before, after } => {
-                let key = |pod| self.sessions.own(pod).map(|session| session.key);
-                // What it had in a former role stays until it goes: a container may still ask for it by its path.
-                if key(before) != key(after) {
-                    self.warm(after);
-                }
-            }
-            Change::Left(pod) => {
-                tracing::debug!(pod = %pod.identity, uid = %pod.uid(), "a pod has left");
-                self.forget(pod);
-            }
-        }
-    }
-
-    fn warm(&self, pod: &pods::Pod) {
-        if let Some(session) = self.sessions.own(pod) {
-            tracing::info!(pod = %pod.identity, role = %session.key.role, "saw a pod with a role");
-            self.credentials.warm(session);
-        }
-    }
-
-    fn forget(&self, pod: &pods::Pod) {
-        self.credentials.forget(pod.uid());
-        self.verifier.forget(pod.uid());
-        self.observer.forget(pod.uid());
     }
 }
 

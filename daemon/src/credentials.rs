@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! In reading order: what is asked of STS ([`CredentialKey`], [`SessionName`]) and what it answers ([`Sts`],
-//! [`Credentials`]); when to ask again (`policy`), in which order (`queue`) and how fast (`pace`); who holds what
+//! [`Credentials`]); when to ask again (`policy`), in which order ([`Urgency`], `queue`) and how fast (`pace`); who holds what
 //! (`table`); the handle of the request path ([`CredentialManager`]) and the one task that talks to STS
 //! ([`Worker`]).
 //!
@@ -19,6 +19,7 @@ mod policy;
 mod queue;
 mod session_name;
 mod table;
+mod urgency;
 mod worker;
 
 use std::{sync::Arc, time::Duration};
@@ -31,6 +32,7 @@ pub use self::{
     manager::{CredentialManager, Pending, TooManyRoles},
     metrics::Metrics,
     session_name::{SessionName, SessionNameError, SessionNameTemplate, SessionNameValues},
+    urgency::{Need, Urgency},
     worker::Worker,
 };
 use crate::{
@@ -55,6 +57,8 @@ pub struct SessionRequest {
     pub pod: PodIdentity,
     /// Where its token lies.
     pub volumes: Arc<[TokenVolume]>,
+    /// Its place among those that are to be warmed.
+    pub urgency: Urgency,
 }
 
 /// The settings of the credentials.

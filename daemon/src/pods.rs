@@ -5,5 +5,5 @@ mod pod;
 mod table;
 pub mod watch;
 
-pub use pod::Pod;
+pub use pod::{Pod, Stage};
 pub use table::{AddressOwner, Change, Event, PodTable, UidLookup, Writer};

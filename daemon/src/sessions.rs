@@ -1,12 +1,12 @@
 //! Turns a pod and a role into the session to ask of STS.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, sync::Arc};
 
 use rolecall_contract::{RoleArn, SessionDuration};
 
 use crate::{
-    credentials::{CredentialKey, SessionNameTemplate, SessionNameValues, SessionRequest},
-    pods::Pod,
+    credentials::{CredentialKey, Need, SessionNameTemplate, SessionNameValues, SessionRequest, Urgency},
+    pods::{Change, Pod, Stage},
 };
 
 /// Makes session requests. Cloning is cheap.
@@ -52,6 +52,69 @@ impl Sessions {
             },
             pod: pod.identity.clone(),
             volumes: pod.token_volumes.clone(),
+            urgency: urgency(pod),
         }
+    }
+}
+
+/// Puts what was learned at once, in a list, into the order in which to act on it: who has left makes room, and of
+/// those that are there the most urgent comes first: the worker begins with whatever it hears of first.
+pub fn most_urgent_first(changes: &mut [Change]) {
+    changes.sort_by_key(|change| match change {
+        Change::Left(_) => (false, Reverse(Urgency::LEAST)),
+        Change::Arrived(pod) | Change::Changed { after: pod, .. } => (true, Reverse(urgency(pod))),
+    });
+}
+
+fn urgency(pod: &Pod) -> Urgency {
+    let need = match pod.stage {
+        Stage::Starting => Need::Starts,
+        Stage::Running => Need::Runs,
+        Stage::Terminating => Need::Leaves,
+    };
+    Urgency { need, created_at: pod.created_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pods::object::PodObject;
+
+    fn pod(name: &str, phase: &str, created_at: &str, deleted_at: Option<&str>) -> Arc<Pod> {
+        let object: PodObject = serde_json::from_value(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"uid": name, "namespace": "shop", "name": name,
+                "creationTimestamp": created_at, "deletionTimestamp": deleted_at},
+            "spec": {}, "status": {"phase": phase},
+        }))
+        .unwrap();
+        Arc::new(Pod::read(&object, "sts.amazonaws.com").unwrap())
+    }
+
+    #[test]
+    fn who_has_left_goes_first_and_then_who_is_about_to_ask_for_the_first_time() {
+        let (monday, tuesday) = ("2026-11-16T00:00:00Z", "2026-11-17T00:00:00Z");
+        let mut changes: Vec<Change> = [
+            pod("drains", "Running", tuesday, Some(tuesday)),
+            pod("runs", "Running", monday, None),
+            pod("starts", "Pending", monday, None),
+            pod("runs-younger", "Running", tuesday, None),
+            pod("starts-younger", "Pending", tuesday, None),
+        ]
+        .map(Change::Arrived)
+        .into();
+        changes.push(Change::Left(pod("gone", "Pending", monday, None)));
+        most_urgent_first(&mut changes);
+        let order: Vec<String> = changes
+            .iter()
+            .map(|change| match change {
+                Change::Arrived(pod) | Change::Left(pod) | Change::Changed { after: pod, .. } => {
+                    pod.identity.name.to_string()
+                }
+            })
+            .collect();
+        assert_eq!(order, ["gone", "starts-younger", "starts", "runs-younger", "runs", "drains"]);
     }
 }

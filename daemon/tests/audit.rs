@@ -13,7 +13,7 @@ use rolecall_contract::SessionDuration;
 use rolecall_daemon::{
     credentials::{
         Config, CredentialKey, CredentialManager, Issued, Metrics, SessionNameTemplate, SessionNameValues,
-        SessionRequest, Sts, StsError,
+        SessionRequest, Sts, StsError, Urgency,
     },
     identity::PodIdentity,
     token::{
@@ -80,7 +80,7 @@ fn request(role: &str) -> SessionRequest {
         duration: SessionDuration::from_seconds(3600).unwrap(),
     };
     let volume = TokenVolume { volume: "rolecall-token".into(), path: "token".into() };
-    SessionRequest { key, pod, volumes: [volume].into() }
+    SessionRequest { key, pod, volumes: [volume].into(), urgency: Urgency::LEAST }
 }
 
 #[tokio::test(start_paused = true)]

@@ -46,6 +46,7 @@ struct Daemon {
     metrics: SocketAddr,
     log: PathBuf,
     dir: TempDir,
+    command: Command,
 }
 
 impl Daemon {
@@ -76,10 +77,26 @@ impl Daemon {
         ]);
         command.args(flags).stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
         let child = command.spawn().unwrap();
-        let daemon = Self { world, child, endpoint, admin, metrics, log, dir };
-        daemon.logged("the pods of the node are known").await;
-        daemon.logged("the admin doors are open").await;
+        let daemon = Self { world, child, endpoint, admin, metrics, log, dir, command };
+        daemon.started().await;
         daemon
+    }
+
+    async fn started(&self) {
+        self.logged("the pods of the node are known").await;
+        self.logged("the admin doors are open").await;
+    }
+
+    /// Ends it without a chance to do anything.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it anew, with a new log.
+    async fn start_again(&mut self) {
+        self.child = self.command.stderr(fs::File::create(&self.log).unwrap()).spawn().unwrap();
+        self.started().await;
     }
 
     /// Waits for a text in the log.
@@ -329,8 +346,49 @@ async fn a_daemon_that_is_killed_resets_what_it_had_begun() {
     let mut begun = Client::connect("127.0.0.1", daemon.endpoint).await;
     begun.ask(OWN, Some(&orders.token().unwrap())).await;
     begun.read_until(|text| text.contains("1\r\n \r\n")).await;
-    daemon.child.kill().unwrap();
+    daemon.kill();
     // The kernel ends both; an end in order would pass for a complete answer with some clients.
     assert_eq!(begun.end().await, End::Reset);
     assert_eq!(idle.end().await, End::Closed);
+}
+
+#[tokio::test]
+async fn a_daemon_that_was_killed_warms_its_pods_from_disk_the_most_urgent_first() {
+    let mut daemon = Daemon::start(None, &["--sts-concurrency=1"]).await;
+    // The API server lists them by name, which is none of the orders that count.
+    let young = "2026-01-02T00:00:00Z";
+    let pods = [
+        ("a-drains", "Running", young),
+        ("b-runs-for-long", "Running", "2025-01-01T00:00:00Z"),
+        ("c-runs", "Running", young),
+        ("d-starts-in-vain", "Pending", "2025-01-01T00:00:00Z"),
+        ("e-starts", "Pending", young),
+    ];
+    let mut tokens = Vec::new();
+    for (name, phase, created_at) in pods {
+        let pod = daemon.world.pod(pod(name).phase(phase)).unwrap();
+        let created = serde_json::json!({"metadata": {"creationTimestamp": created_at}});
+        daemon.world.cluster.patch("shop", name, &created).unwrap();
+        tokens.push(pod.token().unwrap());
+    }
+    daemon.world.cluster.terminate("shop", "a-drains").unwrap();
+    for token in &tokens {
+        assert_eq!(daemon.ask(token).await, "200 orders");
+    }
+    let calls = daemon.world.sts.call_count();
+    assert_eq!(calls, pods.len());
+
+    daemon.kill();
+    daemon.start_again().await;
+    daemon.world.sts.wait_for_requests(2 * calls).await;
+    let order: Vec<String> =
+        daemon.world.sts.calls()[calls..].iter().filter_map(|call| call.session_name.clone()).collect();
+    assert_eq!(
+        order,
+        ["shop.e-starts", "shop.d-starts-in-vain", "shop.c-runs", "shop.b-runs-for-long", "shop.a-drains"]
+    );
+    for token in &tokens {
+        assert_eq!(daemon.ask(token).await, "200 orders");
+    }
+    assert_eq!(daemon.world.sts.call_count(), 2 * calls, "nobody had to ask for it");
 }

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use rolecall_contract::SessionDuration;
 use rolecall_daemon::{
     credentials::{
-        CredentialKey, Issued, SessionNameTemplate, SessionNameValues, SessionRequest, Sts, StsError,
+        CredentialKey, Issued, SessionNameTemplate, SessionNameValues, SessionRequest, Sts, StsError, Urgency,
     },
     identity::PodIdentity,
     sts::{ProxySettings, StsClient, StsConfig, StsConfigError},
@@ -131,7 +131,7 @@ fn request() -> SessionRequest {
         session_name: SessionNameTemplate::default().render(&values),
         duration: SessionDuration::from_seconds(3600).unwrap(),
     };
-    SessionRequest { key, pod, volumes: [].into() }
+    SessionRequest { key, pod, volumes: [].into(), urgency: Urgency::LEAST }
 }
 
 fn config(endpoint: Option<Url>) -> StsConfig {

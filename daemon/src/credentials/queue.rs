@@ -8,13 +8,15 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::Urgency;
+
 /// How urgent a fetch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Priority {
     /// Something valid is there.
     Background,
     /// Nothing is there, and nobody waits for it yet.
-    Warmup,
+    Warmup(Urgency),
     /// A request waits.
     RealTime,
 }
@@ -125,7 +127,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let mut queue = Queue::new();
         queue.raise(&"refresh", Background, now);
-        queue.raise(&"warm", Warmup, now + second);
+        queue.raise(&"warm", Warmup(Urgency::LEAST), now + second);
         queue.raise(&"asked late", RealTime, now + 2 * second);
         queue.raise(&"asked soon", RealTime, now + second);
         queue.raise(&"asked soon too", RealTime, now + second);
@@ -145,7 +147,7 @@ mod tests {
         let mut queue = Queue::new();
         queue.raise(&"a", RealTime, now);
         queue.raise(&"a", Background, now + 9 * second);
-        queue.raise(&"b", Warmup, now);
+        queue.raise(&"b", Warmup(Urgency::LEAST), now);
         assert_eq!(order(&mut queue, now), ["a", "b"]);
         queue.raise(&"a", Background, now + 9 * second);
         queue.raise(&"a", RealTime, now + second);
@@ -176,7 +178,7 @@ mod tests {
             let mut queue = Queue::new();
             let mut inside = BTreeSet::new();
             for (key, priority, at, pop) in pushes {
-                queue.raise(&key, [Background, Warmup, RealTime][usize::from(priority)], start + Duration::from_secs(at));
+                queue.raise(&key, [Background, Warmup(Urgency::LEAST), RealTime][usize::from(priority)], start + Duration::from_secs(at));
                 inside.insert(key);
                 if pop && let Some(key) = queue.pop_due(start + Duration::from_secs(2)) {
                     prop_assert!(inside.remove(&key));

@@ -341,8 +341,9 @@ impl Table {
     fn insert(&mut self, request: SessionRequest, is_warmed: bool, now: Now) {
         self.next_generation += 1;
         let key = request.key.clone();
+        let priority = Priority::Warmup(request.urgency);
         let entry = Entry::new(self.next_generation, request, is_warmed, now);
-        self.queue.raise(&key, Priority::Warmup, now.at);
+        self.queue.raise(&key, priority, now.at);
         self.by_pod.entry(key.pod.clone()).or_default().push(key.clone());
         self.entries.insert(key, entry);
     }

@@ -32,7 +32,7 @@ pub struct Worker<S> {
 }
 
 enum Done {
-    Fetched(SessionRequest, Ticket, Fetched),
+    Fetched(Box<SessionRequest>, Ticket, Fetched),
     TokenCame(Ticket),
     /// The pod was forgotten, or the token is looked for in another way.
     GivenUp,
@@ -122,7 +122,7 @@ impl<S: Sts> Worker<S> {
                     let fetched = fetched.unwrap_or_else(|_| {
                         Fetched::Failed(FetchError::unreachable("BUG: the exchange panicked"))
                     });
-                    Done::Fetched(request, ticket, fetched)
+                    Done::Fetched(Box::new(request), ticket, fetched)
                 }
             }
         }));

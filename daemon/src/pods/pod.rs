@@ -1,6 +1,10 @@
 //! What the daemon keeps of a pod.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use rolecall_contract::{RoleBinding, volume};
 
@@ -21,12 +25,25 @@ pub struct Pod {
     pub on_host_network: bool,
     /// Succeeded or failed: its containers will not run again.
     pub finished: bool,
+    /// How far it is, where it has not finished.
+    pub stage: Stage,
+    pub created_at: SystemTime,
     /// Its addresses on the pod network, both families; none before the kubelet has reported them, and none on
     /// the host network.
     pub addresses: Vec<IpAddr>,
     pub binding: RoleBinding,
     /// Its projected tokens with our audience, the shim's first.
     pub token_volumes: Arc<[TokenVolume]>,
+}
+
+/// How far a pod is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// No container of it has run, as far as the API server knows.
+    Starting,
+    Running,
+    /// It is being deleted, and drains.
+    Terminating,
 }
 
 impl Pod {
@@ -47,6 +64,8 @@ impl Pod {
             },
             on_host_network,
             finished: matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed")),
+            stage: stage(object),
+            created_at: object.metadata.creation_timestamp.as_ref().map_or(UNIX_EPOCH, |time| time.0.into()),
             addresses: if on_host_network { Vec::new() } else { addresses(status) },
             binding: RoleBinding::from_annotations(|key| annotations?.get(key).map(String::as_str)),
             token_volumes: token_volumes(&object.spec, audience),
@@ -55,6 +74,16 @@ impl Pod {
 
     pub fn uid(&self) -> &PodUid {
         &self.identity.uid
+    }
+}
+
+fn stage(object: &PodObject) -> Stage {
+    if object.metadata.deletion_timestamp.is_some() {
+        return Stage::Terminating;
+    }
+    match object.status.as_ref().and_then(|status| status.phase.as_deref()) {
+        None | Some("Pending") => Stage::Starting,
+        Some(_) => Stage::Running,
     }
 }
 
@@ -153,6 +182,21 @@ mod tests {
         }
         // A pod that is being deleted drains, and needs credentials while it does.
         assert!(!read(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})).finished);
+    }
+
+    #[test]
+    fn a_pod_starts_until_a_container_runs_and_terminates_once_it_is_deleted() {
+        for (phase, stage) in
+            [("Pending", Stage::Starting), ("Running", Stage::Running), ("Unknown", Stage::Running)]
+        {
+            assert_eq!(read(json!({"status": {"phase": phase}})).stage, stage, "{phase}");
+        }
+        assert_eq!(read(json!({})).stage, Stage::Starting);
+        let deleted =
+            json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "creationTimestamp": "1970-01-01T00:01:00Z"});
+        let pod = read(json!({"metadata": deleted, "status": {"phase": "Running"}}));
+        assert_eq!(pod.stage, Stage::Terminating);
+        assert_eq!(pod.created_at, UNIX_EPOCH + std::time::Duration::from_secs(60));
     }
 
     #[test]

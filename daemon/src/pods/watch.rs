@@ -112,14 +112,14 @@ pub fn stream(
     watcher(api, config).default_backoff()
 }
 
-/// Feeds `stream` into the table and calls `on_change` for each change; ends with the stream.
+/// Feeds `stream` into the table and calls `on_changes` with what each event changed; ends with the stream.
 pub async fn run(
     stream: impl Stream<Item = watcher::Result<watcher::Event<PodObject>>>,
     mut writer: Writer,
     audience: String,
     clock: Clock,
     metrics: Metrics,
-    mut on_change: impl FnMut(Change),
+    mut on_changes: impl FnMut(Vec<Change>),
 ) {
     let mut stream = pin!(stream);
     while let Some(item) = stream.next().await {
@@ -133,14 +133,15 @@ pub async fn run(
         };
         metrics.last_event.set(unix_seconds(clock.now()));
         let Some(event) = translate(event, &audience) else { continue };
-        for change in writer.apply(event) {
+        let changes = writer.apply(event);
+        for change in &changes {
             match change {
                 Change::Arrived(_) => metrics.pods.inc(),
                 Change::Left(_) => metrics.pods.dec(),
                 Change::Changed { .. } => 0,
             };
-            on_change(change);
         }
+        on_changes(changes);
     }
 }
 

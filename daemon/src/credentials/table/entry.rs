@@ -136,7 +136,10 @@ impl Entry {
     }
 
     pub(super) fn priority_unasked(&self, now: Now) -> Priority {
-        if self.status.borrow().valid(now.wall).is_some() { Priority::Background } else { Priority::Warmup }
+        match self.status.borrow().valid(now.wall) {
+            Some(_) => Priority::Background,
+            None => Priority::Warmup(self.request.urgency),
+        }
     }
 
     /// Whether nothing is lost by dropping it: only a request wanted it, in vain, and none waits any more.

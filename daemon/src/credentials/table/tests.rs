@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
-    credentials::{Issued, SessionNameTemplate, SessionNameValues},
+    credentials::{Issued, SessionNameTemplate, SessionNameValues, Urgency},
     identity::PodIdentity,
 };
 
@@ -57,7 +57,7 @@ fn request(pod: u8, role: u8) -> SessionRequest {
         session_name: SessionNameTemplate::default().render(&values),
         duration: SessionDuration::from_seconds(3600).unwrap(),
     };
-    SessionRequest { key, pod, volumes: [].into() }
+    SessionRequest { key, pod, volumes: [].into(), urgency: Urgency::LEAST }
 }
 
 fn credentials(request: &SessionRequest, lifetime: u64, now: Now) -> Fetched {

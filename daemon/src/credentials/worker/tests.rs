@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 use crate::{
     credentials::{
         Config, CredentialKey, CredentialManager, Credentials, FetchError, Issued, Metrics, Pending,
-        SessionNameTemplate, SessionNameValues, SessionRequest, Sts, StsError,
+        SessionNameTemplate, SessionNameValues, SessionRequest, Sts, StsError, Urgency,
     },
     identity::PodIdentity,
     token::{
@@ -337,7 +337,7 @@ fn request(pod: &str, role: &str) -> SessionRequest {
         duration: SessionDuration::from_seconds(3600).unwrap(),
     };
     let volume = TokenVolume { volume: "rolecall-token".into(), path: "token".into() };
-    SessionRequest { key, pod: identity, volumes: [volume].into() }
+    SessionRequest { key, pod: identity, volumes: [volume].into(), urgency: Urgency::LEAST }
 }
 
 /// Lets time pass, and everything happen that happens in it.

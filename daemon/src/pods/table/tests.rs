@@ -1,7 +1,7 @@
 //! The table against every order of events that a watch can deliver.
 
 use super::*;
-use crate::identity::PodIdentity;
+use crate::{identity::PodIdentity, pods::Stage};
 
 fn uid(text: &str) -> PodUid {
     text.parse().unwrap()
@@ -17,6 +17,8 @@ fn pod(id: &str, addresses: &[&str]) -> Pod {
         },
         on_host_network: false,
         finished: false,
+        stage: Stage::Running,
+        created_at: std::time::UNIX_EPOCH,
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         binding: rolecall_contract::RoleBinding::from_annotations(|_| None),
         token_volumes: [].into(),

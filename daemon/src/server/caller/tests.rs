@@ -1,7 +1,7 @@
 //! Every cell of the caller's table, as a pure decision.
 
 use super::*;
-use crate::identity::PodIdentity;
+use crate::{identity::PodIdentity, pods::Stage};
 
 /// Pods by what the table distinguishes.
 fn pod(id: &str) -> Pod {
@@ -14,6 +14,8 @@ fn pod(id: &str) -> Pod {
         },
         on_host_network: false,
         finished: false,
+        stage: Stage::Running,
+        created_at: std::time::UNIX_EPOCH,
         addresses: vec!["10.0.0.1".parse().unwrap()],
         binding: rolecall_contract::RoleBinding::from_annotations(|key| {
             (key == rolecall_contract::annotation::TOKEN).then_some("required")

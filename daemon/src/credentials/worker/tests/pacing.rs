@@ -1,6 +1,7 @@
 //! The order and the number of exchanges.
 
 use super::*;
+use crate::credentials::Need;
 
 #[tokio::test(start_paused = true)]
 async fn no_more_exchanges_are_out_than_configured() {
@@ -148,4 +149,48 @@ async fn the_many_roles_of_one_pod_do_not_make_another_wait() {
         one.await.unwrap().unwrap();
     }
     assert_eq!(node.sts.count(), 17, "each has its own exchange in the end");
+}
+
+/// What is warmed while the only place is taken is fetched in the order of its urgency, and not of its arrival.
+#[tokio::test(start_paused = true)]
+async fn who_is_about_to_ask_for_the_first_time_is_warmed_first() {
+    let node = Node::with(Config { concurrency: 1, hedge_after: HOUR, ..Config::default() });
+    node.sts.always(after(SECOND, Answer::Issue(HOUR)));
+    let warm = |name: &str, need, age: Duration| {
+        let urgency = Urgency { need, created_at: node.now() - age };
+        node.manager.warm(SessionRequest { urgency, ..node.pod(name) });
+    };
+    warm("first-come", Need::Leaves, HOUR);
+    pass(SECOND / 2).await;
+    warm("drains", Need::Leaves, SECOND);
+    warm("runs-for-long", Need::Runs, 100 * HOUR);
+    warm("runs", Need::Runs, HOUR);
+    warm("starts-in-vain", Need::Starts, 100 * HOUR);
+    warm("starts", Need::Starts, SECOND);
+    let asked = node.asking(&SessionRequest { urgency: Urgency::LEAST, ..node.pod("asked") });
+    pass(2 * SECOND).await;
+    // A pod that comes while the backlog is worked off does not stand behind it.
+    warm("starts-now", Need::Starts, Duration::ZERO);
+    pass(MINUTE).await;
+    asked.await.unwrap().unwrap();
+    assert_eq!(
+        node.sts.pods(),
+        ["first-come", "asked", "starts", "starts-now", "starts-in-vain", "runs", "runs-for-long", "drains"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_waited_for_does_not_cost_the_place() {
+    let node = Node::with(Config { concurrency: 1, hedge_after: HOUR, ..Config::default() });
+    node.sts.always(after(SECOND, Answer::Issue(HOUR)));
+    let starts = Urgency { need: Need::Starts, created_at: node.now() };
+    node.manager.warm(SessionRequest { urgency: starts, ..request("late", "orders") });
+    pass(SECOND / 2).await;
+    for name in ["a", "b", "c"] {
+        node.manager.warm(node.pod(name));
+    }
+    pass(SECOND / 2).await;
+    node.write_token("late", "token-of-late");
+    pass(MINUTE).await;
+    assert_eq!(node.sts.pods(), ["a", "late", "b", "c"]);
 }

@@ -1,0 +1,60 @@
+//! What a change of the pods asks of each part.
+
+use crate::{
+    credentials::CredentialManager,
+    pods::{Change, Pod},
+    server::observe::Observer,
+    sessions::{Sessions, most_urgent_first},
+    token::verify::Verifier,
+};
+
+/// Does for each part what a change of the pods asks of it.
+pub(super) struct Follower {
+    pub(super) sessions: Sessions,
+    pub(super) credentials: CredentialManager,
+    pub(super) verifier: Verifier,
+    pub(super) observer: Observer,
+}
+
+impl Follower {
+    /// Does it for what was learned at once, the most urgent first.
+    pub(super) fn follow_all(&self, mut changes: Vec<Change>) {
+        most_urgent_first(&mut changes);
+        changes.iter().for_each(|change| self.follow(change));
+    }
+
+    fn follow(&self, change: &Change) {
+        match change {
+            Change::Arrived(pod) => {
+                tracing::debug!(pod = %pod.identity, uid = %pod.uid(), role = ?pod.binding.role, "saw a pod");
+                self.credentials.readmit(pod.uid());
+                self.warm(pod);
+            }
+            Change::Changed { after, .. } if after.finished => self.forget(after),
+            Change::Changed { before, after } => {
+                let key = |pod| self.sessions.own(pod).map(|session| session.key);
+                // What it had in a former role stays until it goes: a container may still ask for it by its path.
+                if key(before) != key(after) {
+                    self.warm(after);
+                }
+            }
+            Change::Left(pod) => {
+                tracing::debug!(pod = %pod.identity, uid = %pod.uid(), "a pod has left");
+                self.forget(pod);
+            }
+        }
+    }
+
+    fn warm(&self, pod: &Pod) {
+        if let Some(session) = self.sessions.own(pod) {
+            tracing::info!(pod = %pod.identity, role = %session.key.role, "saw a pod with a role");
+            self.credentials.warm(session);
+        }
+    }
+
+    fn forget(&self, pod: &Pod) {
+        self.credentials.forget(pod.uid());
+        self.verifier.forget(pod.uid());
+        self.observer.forget(pod.uid());
+    }
+}
