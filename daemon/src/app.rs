@@ -13,6 +13,7 @@ use self::follower::Follower;
 use crate::{
     config::{Config, StsConfig},
     credentials::{self, CredentialManager},
+    events::{self, Events, Notice, Publisher},
     exemptions,
     kubernetes::{self, ClientError},
     node::{
@@ -169,14 +170,33 @@ impl App {
         let verifier = Verifier::new(config.tokens.verify, keys, source.clone());
         tasks.spawn_essential("signing keys", fetcher.run());
 
+        let events_metrics = events::Metrics::register(&mut registry);
+        let events = if config.kubernetes.events {
+            let known = verifier.clone();
+            let issuer = move || known.issuer();
+            let node = &config.kubernetes.node_name;
+            let (publisher, events) =
+                Publisher::new(client.clone(), node, issuer, audience.clone(), events_metrics);
+            tasks.spawn("events", publisher.run());
+            events
+        } else {
+            Events::off()
+        };
+
         let credentials_metrics = credentials::Metrics::register(&mut registry);
         let sts = StsClient::new(sts_config(config.sts))?;
         let (credentials, worker) =
             CredentialManager::new(config.credentials, sts, source, clock.clone(), credentials_metrics);
+        let failures = events.clone();
+        let worker = worker.on_failure(move |request, error| {
+            if let Some(notice) = Notice::of_failure(&request.key.role, error) {
+                failures.tell(&request.pod, notice);
+            }
+        });
         tasks.spawn_essential("credentials", worker.run(std::future::pending()));
 
         let sessions = Sessions::new(config.sessions);
-        let observer = Observer::new(&mut registry);
+        let observer = Observer::new(&mut registry, events.clone());
         let limits = Limits::new(config.server.limits);
         let callers = Callers::new(
             config.server.callers,
@@ -201,7 +221,7 @@ impl App {
 
         let synced = readiness.latch("pods synced");
         let bound = readiness.latch("endpoint bound");
-        let follower = Follower { sessions, credentials, verifier, observer };
+        let follower = Follower { sessions, credentials, verifier, observer, events };
         let stream = pods::watch::stream(client, &config.kubernetes.node_name);
         tasks.spawn_essential("pod watch", async move {
             let on_changes = |changes| follower.follow_all(changes);

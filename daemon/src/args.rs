@@ -15,7 +15,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 pub use self::{
     endpoint::{EndpointArgs, LimitArgs, ListenArgs, ManageAddresses, RolesInPath, SlowAnswer, Witness},
     metadata::{FirewallProgramArgs, MetadataArgs, MetadataFirewall},
-    pods::{PodArgs, TokenArgs},
+    pods::{PodArgs, TokenArgs, WriteEvents},
     process::{AdminSocketArgs, LogArgs, ProcessArgs},
     sts::{SessionArgs, StsArgs},
     value::ListenAddress,
@@ -196,7 +196,7 @@ mod tests {
             let variable = format!("ROLECALL_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(variable.as_str()), "--{long}");
         }
-        assert_eq!(flags(&command).count(), 42);
+        assert_eq!(flags(&command).count(), 43);
     }
 
     #[test]
@@ -240,6 +240,7 @@ mod tests {
             ("--role-in-path=no", ["--role-in-path", "'no'", "refuse"]),
             ("--sts-fips=maybe", ["--sts-fips", "'maybe'", "not a boolean"]),
             ("--sts-concurrency=0", ["--sts-concurrency", "'0'", "1..=1000"]),
+            ("--events=no", ["--events", "'no'", "off"]),
             ("--manage-addresses=no", ["--manage-addresses", "'no'", "off"]),
             ("--metadata-firewall=none", ["--metadata-firewall", "'none'", "nftables"]),
             (

@@ -46,6 +46,8 @@ pub struct KubernetesConfig {
     pub node_name: String,
     /// `None` for the ServiceAccount of the daemon's own pod.
     pub kubeconfig: Option<PathBuf>,
+    /// Whether Events are written on pods.
+    pub events: bool,
 }
 
 /// Where tokens lie, and what a good one says.
@@ -426,6 +428,7 @@ mod tests {
         for line in [
             "",
             "--hold=0 --session-duration=90m --admin-listen=off --sts-fips --token-issuer=a,b",
+            "--events=off",
             "--manage-addresses=off --metadata-firewall=iptables --metadata-exempt=a/*,b/c --iptables=/x/iptables-nft",
         ] {
             let config = good(line);

@@ -246,9 +246,12 @@ async fn nothing_that_is_written_tells_a_secret() {
             written += &daemon.get(daemon.admin, path, None).await.text();
         }
         written += &daemon.get(daemon.metrics, "/metrics", None).await.text();
+        let told = |events: &[serde_json::Value]| events.iter().any(|event| event["reason"] == "StsDenied");
+        daemon.world.cluster.wait_for_events(told).await;
         daemon.terminate();
         daemon.logged("ended").await;
         written += &daemon.log();
+        written += &serde_json::to_string(&daemon.world.cluster.events()).unwrap();
         assert!(
             written.contains("assumed role") && written.contains("sts_denied"),
             "the search has something to find"

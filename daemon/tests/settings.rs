@@ -6,10 +6,11 @@ use std::process::{Command, Output};
 use rolecall_daemon::args;
 
 /// Every flag with a value that is not its default, in the order of the help, and how it is shown.
-const ALL: [(&str, &str, &str); 41] = [
+const ALL: [(&str, &str, &str); 42] = [
     ("node-name", "node-1.example", "node-1.example"),
     ("kubeconfig", "/etc/kubeconfig", "/etc/kubeconfig"),
     ("pods-dir", "/data/pods", "/data/pods"),
+    ("events", "off", "off"),
     ("audience", "aws.example", "aws.example"),
     ("token-issuer", "https://old.example,https://new.example", "https://old.example,https://new.example"),
     ("witness", "token", "token"),
@@ -54,6 +55,7 @@ const ALL: [(&str, &str, &str); 41] = [
 const DEFAULTS: &str = "\
 --node-name=n
 --pods-dir=/var/lib/kubelet/pods
+--events=on
 --audience=sts.amazonaws.com
 --witness=token+address
 --region=eu-west-1

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt;
+use kube::api::{Api, ListParams};
 use rolecall_contract::AUDIENCE;
 use rolecall_e2e::control_plane::ISSUER;
 use rolecall_e2e::daemon::{Daemon, Settings};
@@ -21,6 +23,7 @@ kind: ClusterRole
 metadata: {name: rolecall-daemon}
 rules:
 - {apiGroups: [""], resources: [pods], verbs: [list, watch]}
+- {apiGroups: [events.k8s.io], resources: [events], verbs: [create]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -39,10 +42,15 @@ struct Fixture {
 
 impl Fixture {
     async fn start() -> Self {
+        Self::with(RIGHTS, &[], async |_| {}).await
+    }
+
+    /// The same with other rights and more flags, after `prepare` has prepared the cluster.
+    async fn with(rights: &str, flags: &[&str], prepare: impl AsyncFnOnce(&ControlPlane)) -> Self {
         let cluster = ControlPlane::start().await.unwrap();
         cluster.create_namespace("rolecall").await.unwrap();
         cluster.create_service_account("rolecall", "rolecall-daemon").await.unwrap();
-        cluster.apply(RIGHTS, "rolecall").await.unwrap();
+        cluster.apply(rights, "rolecall").await.unwrap();
         cluster.create_node(NODE).await.unwrap();
         cluster.create_namespace("shop").await.unwrap();
         cluster.create_service_account("shop", "orders").await.unwrap();
@@ -51,13 +59,15 @@ impl Fixture {
         trust_keys(&cluster, &sts).await;
         sts.trust(ROLE, TrustPolicy::service_account(ISSUER, "shop", "orders"));
         let kubeconfig = cluster.kubeconfig_for_service_account("rolecall", "rolecall-daemon").await.unwrap();
+        prepare(&cluster).await;
         let sts_url = sts.url();
+        let flags = [&["--log-level=info,rolecall_daemon=debug"], flags].concat();
         let settings = Settings {
             node: NODE,
             kubeconfig: &kubeconfig,
             pods_dir: kubelet.path(),
             sts: &sts_url,
-            flags: &["--log-level=info,rolecall_daemon=debug"],
+            flags: &flags,
         };
         let daemon = Daemon::start(settings).await.unwrap();
         Self { cluster, kubelet, sts, daemon }
@@ -85,6 +95,16 @@ impl Fixture {
         let what = if status == 200 { &body["RoleArn"] } else { &body["code"] };
         format!("{status} {}", what.as_str().unwrap().rsplit('/').next().unwrap())
     }
+}
+
+/// The Events on a pod, by reason.
+async fn events_on(cluster: &ControlPlane, pod: &str) -> Vec<(String, String)> {
+    let events: Api<Event> = Api::namespaced(cluster.client().await.unwrap(), "shop");
+    let events = events.list(&ListParams::default()).await.unwrap().items;
+    let of_pod = events.into_iter().filter(|event| {
+        event.regarding.as_ref().and_then(|regarding| regarding.name.as_deref()) == Some(pod)
+    });
+    of_pod.map(|event| (event.reason.unwrap_or_default(), event.note.unwrap_or_default())).collect()
 }
 
 async fn trust_keys(cluster: &ControlPlane, sts: &StsServer) {
@@ -193,8 +213,8 @@ async fn what_was_compacted_away_is_learned_from_a_new_list() {
     // While the daemon's API server is down the world goes on, and its history is lost.
     let peer = fixture.cluster.start_peer_api_server().await.unwrap();
     fixture.cluster.stop_api_server().unwrap();
-    let pods: kube::Api<k8s_openapi::api::core::v1::Pod> =
-        kube::Api::namespaced(fixture.cluster.peer_client(&peer).await.unwrap(), "shop");
+    let pods: Api<k8s_openapi::api::core::v1::Pod> =
+        Api::namespaced(fixture.cluster.peer_client(&peer).await.unwrap(), "shop");
     let now = kube::api::DeleteParams { grace_period_seconds: Some(0), ..Default::default() };
     pods.delete("gone", &now).await.unwrap();
     let fresh = pods
@@ -254,4 +274,47 @@ async fn a_status_that_is_set_through_the_api_server_ends_a_pods_credentials() {
         .await
         .unwrap();
     assert_eq!(fixture.outcome(&token).await, "403 pod_finished");
+}
+
+#[tokio::test]
+async fn an_event_tells_a_denied_pod_why_and_no_more_rights_are_needed_for_it() {
+    let fixture = Fixture::start().await;
+    fixture.sts.trust(ROLE, TrustPolicy::nobody());
+    let uid = fixture.pod("orders-0").await;
+    let token = fixture.written_token("orders-0", &uid).await;
+    assert_eq!(fixture.outcome(&token).await, "403 sts_denied");
+    let written = "rolecall_events_total{outcome=\"written\"}";
+    fixture.daemon.wait_for_metric(written, |events| events == 1.0).await.unwrap();
+    let events = events_on(&fixture.cluster, "orders-0").await;
+    let [(reason, note)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(reason, "StsDenied");
+    for part in ["system:serviceaccount:shop:orders", "kubernetes.default.svc:aud is sts.amazonaws.com", ROLE]
+    {
+        assert!(note.contains(part), "no {part} in {note}");
+    }
+    let mut manifest = manifest("bad-0");
+    manifest["metadata"]["annotations"]["rolecall.dev/role-arn"] = "orders".into();
+    fixture.cluster.create_pod("shop", &manifest).await.unwrap();
+    fixture.daemon.wait_for_metric(written, |events| events == 2.0).await.unwrap();
+    assert_eq!(events_on(&fixture.cluster, "bad-0").await[0].0, "RoleMalformed");
+    assert_eq!(fixture.daemon.metric("rolecall_events_total{outcome=\"failed\"}").await.unwrap(), 0.0);
+}
+
+#[tokio::test]
+async fn without_the_right_to_write_events_the_log_says_so_once_and_pods_are_served() {
+    let rights = RIGHTS.lines().filter(|line| !line.contains("events")).collect::<Vec<_>>().join("\n");
+    let fixture = Fixture::with(&rights, &[], async |_| {}).await;
+    for name in ["bad-0", "bad-1"] {
+        let mut manifest = manifest(name);
+        manifest["metadata"]["annotations"]["rolecall.dev/role-arn"] = "orders".into();
+        fixture.cluster.create_pod("shop", &manifest).await.unwrap();
+    }
+    let failed = "rolecall_events_total{outcome=\"failed\"}";
+    fixture.daemon.wait_for_metric(failed, |events| events == 2.0).await.unwrap();
+    let uid = fixture.pod("orders-0").await;
+    let token = fixture.written_token("orders-0", &uid).await;
+    assert_eq!(fixture.outcome(&token).await, "200 orders");
+    let log = fixture.daemon.logs();
+    assert_eq!(log.matches("cannot write Events: allow the daemon's ServiceAccount").count(), 1, "{log}");
+    assert!(events_on(&fixture.cluster, "bad-0").await.is_empty());
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     credentials::CredentialManager,
+    events::{Events, Notice},
     pods::{Change, Pod},
     server::observe::Observer,
     sessions::{Sessions, most_urgent_first},
@@ -14,6 +15,7 @@ pub(super) struct Follower {
     pub(super) credentials: CredentialManager,
     pub(super) verifier: Verifier,
     pub(super) observer: Observer,
+    pub(super) events: Events,
 }
 
 impl Follower {
@@ -28,10 +30,14 @@ impl Follower {
             Change::Arrived(pod) => {
                 tracing::debug!(pod = %pod.identity, uid = %pod.uid(), role = ?pod.binding.role, "saw a pod");
                 self.credentials.readmit(pod.uid());
+                self.tell(pod);
                 self.warm(pod);
             }
             Change::Changed { after, .. } if after.finished => self.forget(after),
             Change::Changed { before, after } => {
+                if before.binding.role != after.binding.role {
+                    self.tell(after);
+                }
                 let key = |pod| self.sessions.own(pod).map(|session| session.key);
                 // What it had in a former role stays until it goes: a container may still ask for it by its path.
                 if key(before) != key(after) {
@@ -49,6 +55,12 @@ impl Follower {
         if let Some(session) = self.sessions.own(pod) {
             tracing::info!(pod = %pod.identity, role = %session.key.role, "saw a pod with a role");
             self.credentials.warm(session);
+        }
+    }
+
+    fn tell(&self, pod: &Pod) {
+        if let Some(notice) = Notice::of_pod(pod) {
+            self.events.tell(&pod.identity, notice);
         }
     }
 

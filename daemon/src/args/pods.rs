@@ -2,7 +2,18 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
+
 use super::Witness;
+
+/// Whether Events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WriteEvents {
+    /// Write them on the pods that they are about
+    On,
+    /// Write none; the log and the answers to the pods tell the same
+    Off,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Node and pods")]
@@ -28,6 +39,11 @@ pub struct PodArgs {
         default_value = "/var/lib/kubelet/pods"
     )]
     pub pods_dir: PathBuf,
+    /// Events on pods that get no credentials, with what to do about it
+    ///
+    /// It needs the right to create events of events.k8s.io in every namespace.
+    #[arg(long, env = "ROLECALL_EVENTS", value_name = "WAY", value_enum, default_value = "on")]
+    pub events: WriteEvents,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]

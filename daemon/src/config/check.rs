@@ -19,6 +19,7 @@ use crate::{
     args::{
         EndpointArgs, FirewallProgramArgs, LimitArgs, ManageAddresses, MetadataArgs, MetadataFirewall,
         PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer, StsArgs, TokenArgs, Witness,
+        WriteEvents,
     },
     credentials::{self, SessionNameTemplate},
     exemptions::Exemption,
@@ -54,7 +55,11 @@ pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
     let config = Config {
         tokens: check_tokens(&mut checked, &pods, &tokens, node_name.clone()),
         sessions: check_sessions(&mut checked, &sessions, node_name.clone()),
-        kubernetes: KubernetesConfig { node_name, kubeconfig: pods.kubeconfig },
+        kubernetes: KubernetesConfig {
+            node_name,
+            kubeconfig: pods.kubeconfig,
+            events: pods.events == WriteEvents::On,
+        },
         credentials: check_credentials(&mut checked, &sts, &sessions),
         sts: check_sts(&mut checked, sts, environment),
         server: ServerConfig {

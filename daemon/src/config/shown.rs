@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use super::Config;
 use crate::{
-    args::{self, ManageAddresses, MetadataFirewall, RolesInPath, SlowAnswer},
+    args::{self, ManageAddresses, MetadataFirewall, RolesInPath, SlowAnswer, WriteEvents},
     node::firewall,
     server::{caller::Witness, slow::Mode},
 };
@@ -31,11 +31,13 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         firewall::Mode::Iptables => MetadataFirewall::Iptables,
         firewall::Mode::Off => MetadataFirewall::Off,
     };
+    let events = if kubernetes.events { WriteEvents::On } else { WriteEvents::Off };
     let programs = &node.firewall.programs;
-    let rows: [(&'static str, Option<String>); 44] = [
+    let rows: [(&'static str, Option<String>); 45] = [
         ("--node-name", Some(kubernetes.node_name.clone())),
         ("--kubeconfig", kubernetes.kubeconfig.as_ref().map(|path| path.display().to_string())),
         ("--pods-dir", Some(tokens.pods_dir.display().to_string())),
+        ("--events", Some(name_of(&events))),
         ("--audience", Some(tokens.verify.audience.clone())),
         ("--token-issuer", joined(tokens.verify.issuers.iter().cloned())),
         ("--witness", Some(name_of(&witness))),

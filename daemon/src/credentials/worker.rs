@@ -29,7 +29,11 @@ pub struct Worker<S> {
     /// Fetches and waits for tokens. They belong to the worker: a request that hangs up cancels none.
     under_way: FuturesUnordered<BoxFuture<'static, Done>>,
     follow_clock_at: Instant,
+    on_failure: OnFailure,
 }
+
+/// Hears of every attempt that failed, once it is over.
+type OnFailure = Box<dyn Fn(&SessionRequest, &FetchError) + Send>;
 
 enum Done {
     Fetched(Box<SessionRequest>, Ticket, Fetched),
@@ -62,7 +66,14 @@ impl<S: Sts> Worker<S> {
             metrics,
             under_way: FuturesUnordered::new(),
             follow_clock_at: Instant::now(),
+            on_failure: Box::new(|_, _| {}),
         }
+    }
+
+    /// Has `hear` told of every attempt that failed. It must not wait.
+    #[must_use]
+    pub fn on_failure(self, hear: impl Fn(&SessionRequest, &FetchError) + Send + 'static) -> Self {
+        Self { on_failure: Box::new(hear), ..self }
     }
 
     /// Works until `shutdown` completes. What is under way by then is cancelled, and nothing is fetched any more;
@@ -154,7 +165,12 @@ impl<S: Sts> Worker<S> {
                 let consequence = self.shared.table().finish(&ticket, fetched, now);
                 match consequence {
                     Consequence::Dropped => {}
-                    Consequence::Settled { failures } => report.log(&request, failures),
+                    Consequence::Settled { failures } => {
+                        if let Report::Failed(error) = &report {
+                            (self.on_failure)(&request, error);
+                        }
+                        report.log(&request, failures);
+                    }
                     Consequence::AwaitToken(work) => {
                         tracing::debug!(pod = %request.pod, "wait for the pod's token");
                         self.await_token(*work);

@@ -168,6 +168,8 @@ pub struct Callers {
 pub struct Suspects {
     pub at_address: Option<PodIdentity>,
     pub of_token: Option<PodIdentity>,
+    /// Whether it carries a token at all.
+    pub sent_token: bool,
 }
 
 /// Where a request comes from and what it carries.
@@ -219,7 +221,7 @@ impl Callers {
         if now.uid() == pod.uid() { Ok(()) } else { Err(self.count(Refusal::WrongPod)) }
     }
 
-    /// Whom a refused request points at, for the log alone: the pod that is known at its address, and the one whose
+    /// Whom a refused request points at, for the log and for Events alone: the pod that is known at its address, and the one whose
     /// proven token it carries.
     pub fn suspects(&self, request: Request<'_>) -> Suspects {
         let at_address = match self.look_up(request.peer) {
@@ -231,7 +233,7 @@ impl Callers {
             UidLookup::Live(pod) => Some(pod.identity.clone()),
             _ => None,
         });
-        Suspects { at_address, of_token }
+        Suspects { at_address, of_token, sent_token: request.token.is_some() }
     }
 
     /// The caller, where its token was proven before: the path of nearly every request, which waits for nothing.

@@ -1,4 +1,4 @@
-//! What the endpoint tells of itself: a metric for each request, a log line for each refusal that is news.
+//! What the endpoint tells of itself: a metric for each request, a log line and an Event for each refusal that is news.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -17,7 +17,10 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{caller::Suspects, refusal::Refusal};
-use crate::identity::{PodIdentity, PodUid};
+use crate::{
+    events::{Events, Notice},
+    identity::{PodIdentity, PodUid},
+};
 
 /// The same refusal of the same source is logged once in this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
@@ -32,6 +35,7 @@ pub struct Observer {
     /// The pods that have asked before.
     seen: Cache<PodUid, ()>,
     logged: Cache<(IpAddr, Option<PodUid>, &'static str), ()>,
+    events: Events,
 }
 
 /// One request, from its arrival to its end. It was hung up on if it is dropped before the end.
@@ -72,10 +76,10 @@ struct SlowLabel {
 }
 
 impl Observer {
-    pub fn new(registry: &mut Registry) -> Self {
+    pub fn new(registry: &mut Registry, events: Events) -> Self {
         let logged = Cache::builder().max_capacity(MAX_REMEMBERED).time_to_live(REPEAT_AFTER).build();
         let seen = Cache::builder().max_capacity(MAX_REMEMBERED).build();
-        Self { metrics: Metrics::register(registry), seen, logged }
+        Self { metrics: Metrics::register(registry), seen, logged, events }
     }
 
     /// A request has arrived.
@@ -155,6 +159,9 @@ impl Exchange {
     pub fn refused(mut self, refusal: &Refusal) {
         self.observer.metrics.refusals.get_or_create(&CodeLabel { code: refusal.code() }).inc();
         self.observer.log(&self, refusal, self.begun);
+        for (pod, notice) in notices(self.pod.as_ref(), &self.suspects, self.peer, refusal) {
+            self.observer.events.tell(&pod, notice);
+        }
         if self.begun {
             self.slow("given_up");
             self.end("given_up");
@@ -173,6 +180,52 @@ impl Exchange {
         metrics.in_progress.dec();
         metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
         metrics.duration.observe(self.arrived.elapsed().as_secs_f64());
+    }
+}
+
+/// What a refusal is worth telling, and on which pods. What STS says is told where it is heard, asked for or not.
+fn notices(
+    pod: Option<&PodIdentity>,
+    suspects: &Suspects,
+    from: IpAddr,
+    refusal: &Refusal,
+) -> Vec<(PodIdentity, Notice)> {
+    let on_itself = |notice| pod.cloned().map(|pod| (pod, notice)).into_iter().collect();
+    match refusal {
+        Refusal::NoRole => on_itself(Notice::NoRole),
+        Refusal::RoleMalformed(error) => on_itself(Notice::RoleMalformed(error.clone())),
+        Refusal::NoTokenVolume => on_itself(Notice::NoTokenVolume),
+        Refusal::TokenMissing => on_itself(Notice::TokenMissing),
+        // The pod at the address is known, it may go without a token, and the kubelet keeps none for it.
+        Refusal::PodUnknown if !suspects.sent_token => {
+            suspects.at_address.clone().map(|pod| (pod, Notice::TokenMissing)).into_iter().collect()
+        }
+        Refusal::WrongPod => {
+            // The token was proven, or there would be no suspect: nobody can have Events written on other pods at will.
+            let Some(owner) = &suspects.of_token else { return Vec::new() };
+            let by = suspects.at_address.clone();
+            let foreign = by.clone().map(|thief| (thief, Notice::ForeignToken { of: owner.clone() }));
+            let stolen = (owner.clone(), Notice::TokenStolen { by, from });
+            std::iter::once(stolen).chain(foreign).collect()
+        }
+        Refusal::MalformedRequest(_)
+        | Refusal::MethodNotAllowed
+        | Refusal::RequestTooLarge
+        | Refusal::TokenRequired
+        | Refusal::TokenInvalid(_)
+        | Refusal::TokenExpired
+        | Refusal::HostNetworkNeedsToken
+        | Refusal::PodFinished
+        | Refusal::NotFound
+        | Refusal::RoleNotAllowed
+        | Refusal::TooManyRoles { .. }
+        | Refusal::StsDenied { .. }
+        | Refusal::StsTokenRefused { .. }
+        | Refusal::PodUnknown
+        | Refusal::NotReady
+        | Refusal::AddressAmbiguous
+        | Refusal::StsUnavailable
+        | Refusal::TooManyRequests(_) => Vec::new(),
     }
 }
 
@@ -232,5 +285,60 @@ impl Metrics {
             metrics.slow_answers.clone(),
         );
         metrics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{events::Reason, token::verify::TokenFault};
+
+    fn pod(name: &str) -> PodIdentity {
+        PodIdentity {
+            uid: name.parse().unwrap(),
+            namespace: "shop".into(),
+            name: name.into(),
+            service_account: "orders".into(),
+        }
+    }
+
+    #[track_caller]
+    fn check(
+        asking: Option<&str>,
+        at: Option<&str>,
+        of: Option<&str>,
+        refusal: &Refusal,
+        expect: &[(&str, Reason)],
+    ) {
+        let suspects = Suspects { at_address: at.map(pod), of_token: of.map(pod), sent_token: of.is_some() };
+        let told = notices(asking.map(pod).as_ref(), &suspects, [10, 0, 0, 9].into(), refusal);
+        let told: Vec<_> = told.iter().map(|(pod, notice)| (&*pod.name, notice.reason())).collect();
+        assert_eq!(told, expect, "{refusal:?}");
+    }
+
+    #[test]
+    fn a_stolen_token_is_told_on_the_pod_that_lost_it_and_on_the_one_that_sent_it() {
+        let (stolen, foreign) = (("p", Reason::TokenStolen), ("q", Reason::ForeignToken));
+        check(None, Some("q"), Some("p"), &Refusal::WrongPod, &[stolen, foreign]);
+        check(None, None, Some("p"), &Refusal::WrongPod, &[stolen]);
+        // Found out to be somebody else's while it waited: the address has changed hands, and nothing is proven.
+        check(Some("p"), None, None, &Refusal::WrongPod, &[]);
+        check(None, Some("q"), None, &Refusal::TokenInvalid(TokenFault::NotAuthentic), &[]);
+    }
+
+    #[test]
+    fn what_a_pod_lacks_is_told_on_the_pod_and_where_nobody_is_known_on_none() {
+        for (refusal, reason) in [
+            (Refusal::NoRole, Reason::NoRole),
+            (Refusal::NoTokenVolume, Reason::NoTokenVolume),
+            (Refusal::TokenMissing, Reason::TokenMissing),
+        ] {
+            check(Some("p"), None, None, &refusal, &[("p", reason)]);
+            check(None, Some("q"), None, &refusal, &[]);
+        }
+        check(Some("p"), None, None, &Refusal::StsUnavailable, &[]);
+        check(None, Some("p"), None, &Refusal::PodUnknown, &[("p", Reason::TokenMissing)]);
+        check(None, None, None, &Refusal::PodUnknown, &[]);
+        check(None, Some("p"), Some("stranger"), &Refusal::PodUnknown, &[]);
     }
 }

@@ -94,6 +94,11 @@ impl KeySet {
         (Self { published: receiver, wanted: wanted.clone() }, Fetcher { fetch, published: sender, wanted })
     }
 
+    /// The issuer that the API server names; `None` before it was asked.
+    pub fn issuer(&self) -> Option<Arc<str>> {
+        Some(self.published.borrow().issuer.clone()).filter(|issuer| !issuer.is_empty())
+    }
+
     /// Looks up the key `id`; one that is not known is fetched, and waited for, unless the API server was asked
     /// after `since` already.
     ///

@@ -186,6 +186,12 @@ impl Verifier {
         false
     }
 
+    /// The issuer that the operator has chosen first, or else the cluster's, once it is known.
+    pub fn issuer(&self) -> Option<String> {
+        let chosen = self.config.issuers.first().cloned();
+        chosen.or_else(|| self.keys.issuer().map(|issuer| issuer.to_string()))
+    }
+
     fn is_our_issuer(&self, claimed: &str, published: &str) -> bool {
         if self.config.issuers.is_empty() {
             claimed == published

@@ -13,6 +13,7 @@ mod app;
 mod bytes;
 mod choices;
 mod client;
+mod events;
 mod limits;
 mod outages;
 mod roles;
