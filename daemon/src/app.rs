@@ -20,6 +20,7 @@ use crate::{
         FollowError, NodeAddresses,
         firewall::{self, Firewall},
         loopback,
+        taint::{self, StartupTaint},
     },
     pods::{self, PodTable},
     server::{
@@ -222,7 +223,7 @@ impl App {
         let synced = readiness.latch("pods synced");
         let bound = readiness.latch("endpoint bound");
         let follower = Follower { sessions, credentials, verifier, observer, events };
-        let stream = pods::watch::stream(client, &config.kubernetes.node_name);
+        let stream = pods::watch::stream(client.clone(), &config.kubernetes.node_name);
         tasks.spawn_essential("pod watch", async move {
             let on_changes = |changes| follower.follow_all(changes);
             pods::watch::run(stream, writer, audience, clock, watch_metrics, on_changes).await;
@@ -247,6 +248,12 @@ impl App {
             tracing::info!(pods = table.len(), "the pods of the node are known");
             drop(synced);
         });
+        if let Some(key) = config.node.startup_taint {
+            let metrics = taint::Metrics::register(&mut registry);
+            let taint =
+                StartupTaint::new(client, config.kubernetes.node_name, key, readiness.clone(), metrics);
+            tasks.spawn("startup taint", taint.keep_off());
+        }
         for listener in listeners {
             front.tasks().spawn_essential("listener", server.clone().run(listener));
         }

@@ -18,7 +18,7 @@ use crate::{
     args::{FirewallProgramArgs, ListenArgs, RunArgs},
     credentials,
     exemptions::Exemption,
-    node::{cleanup, firewall},
+    node::{cleanup, firewall, taint::TaintKey},
     server::{self, caller::Witness},
     sessions, token,
 };
@@ -89,6 +89,8 @@ pub struct NodeConfig {
     pub firewall: firewall::Config,
     /// Whose pods may reach the metadata service.
     pub exemptions: Vec<Exemption>,
+    /// What is taken off the node once the daemon is ready.
+    pub startup_taint: Option<TaintKey>,
 }
 
 /// A setting that cannot be used.
@@ -311,8 +313,22 @@ mod tests {
     }
 
     #[test]
+    fn a_taint_is_named_by_its_key_alone() {
+        check_mistake(
+            "--startup-taint=rolecall.dev/agent-not-ready:NoSchedule",
+            &[
+                "--startup-taint \"rolecall.dev/agent-not-ready:NoSchedule\": ",
+                "key",
+                "rolecall.dev/agent-not-ready",
+            ],
+        );
+        assert_eq!(good("").node.startup_taint, None);
+    }
+
+    #[test]
     fn an_empty_optional_value_counts_as_absent() {
-        let config = good("--token-issuer= --sts-endpoint= --cluster-name= --metadata-exempt=");
+        let config =
+            good("--token-issuer= --sts-endpoint= --cluster-name= --metadata-exempt= --startup-taint=");
         assert_eq!(config, good(""));
     }
 
@@ -428,7 +444,7 @@ mod tests {
         for line in [
             "",
             "--hold=0 --session-duration=90m --admin-listen=off --sts-fips --token-issuer=a,b",
-            "--events=off",
+            "--events=off --startup-taint=rolecall.dev/agent-not-ready",
             "--manage-addresses=off --metadata-firewall=iptables --metadata-exempt=a/*,b/c --iptables=/x/iptables-nft",
         ] {
             let config = good(line);

@@ -4,5 +4,6 @@ mod addresses;
 pub mod cleanup;
 pub mod firewall;
 pub mod loopback;
+pub mod taint;
 
 pub use addresses::{FollowError, NodeAddresses};

@@ -6,11 +6,12 @@ use std::process::{Command, Output};
 use rolecall_daemon::args;
 
 /// Every flag with a value that is not its default, in the order of the help, and how it is shown.
-const ALL: [(&str, &str, &str); 42] = [
+const ALL: [(&str, &str, &str); 43] = [
     ("node-name", "node-1.example", "node-1.example"),
     ("kubeconfig", "/etc/kubeconfig", "/etc/kubeconfig"),
     ("pods-dir", "/data/pods", "/data/pods"),
     ("events", "off", "off"),
+    ("startup-taint", "example.com/not-ready", "example.com/not-ready"),
     ("audience", "aws.example", "aws.example"),
     ("token-issuer", "https://old.example,https://new.example", "https://old.example,https://new.example"),
     ("witness", "token", "token"),

@@ -84,6 +84,12 @@ impl ControlPlane {
         self.write_kubeconfig(&file, &self.api_server, &json!({"token": token}))
     }
 
+    /// A client with the rights of a token.
+    pub async fn client_with_token(&self, token: &str) -> Result<Client> {
+        let path = self.write_kubeconfig("token.kubeconfig", &self.api_server, &json!({"token": token}))?;
+        client(&path).await
+    }
+
     /// The API server's URL, which stays the same over its restarts.
     pub fn api_server_url(&self) -> String {
         self.api_server.url()

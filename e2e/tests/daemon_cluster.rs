@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::{core::v1::Node, events::v1::Event};
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use rolecall_contract::AUDIENCE;
 use rolecall_e2e::control_plane::ISSUER;
 use rolecall_e2e::daemon::{Daemon, Settings};
@@ -31,6 +31,23 @@ metadata: {name: rolecall-daemon}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: rolecall-daemon}
 subjects: [{kind: ServiceAccount, namespace: rolecall, name: rolecall-daemon}]
 "#;
+
+/// What it may do besides, where it is to take a taint off its node.
+const RIGHTS_FOR_THE_TAINT: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: rolecall-daemon-startup-taint}
+rules:
+- {apiGroups: [""], resources: [nodes], verbs: [get, patch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: rolecall-daemon-startup-taint}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: rolecall-daemon-startup-taint}
+subjects: [{kind: ServiceAccount, namespace: rolecall, name: rolecall-daemon}]
+"#;
+
+const TAINT: &str = "rolecall.dev/agent-not-ready";
 
 /// A cluster with a node, the kubelet's part of it, and STS.
 struct Fixture {
@@ -105,6 +122,20 @@ async fn events_on(cluster: &ControlPlane, pod: &str) -> Vec<(String, String)> {
         event.regarding.as_ref().and_then(|regarding| regarding.name.as_deref()) == Some(pod)
     });
     of_pod.map(|event| (event.reason.unwrap_or_default(), event.note.unwrap_or_default())).collect()
+}
+
+/// The keys of the node's taints.
+async fn taints(cluster: &ControlPlane) -> Vec<String> {
+    let nodes: Api<Node> = Api::all(cluster.client().await.unwrap());
+    let taints = nodes.get(NODE).await.unwrap().spec.unwrap_or_default().taints;
+    taints.into_iter().flatten().map(|taint| taint.key).collect()
+}
+
+async fn put_taints(cluster: &ControlPlane, keys: &[&str]) {
+    let taints: Vec<Value> = keys.iter().map(|key| json!({"key": key, "effect": "NoSchedule"})).collect();
+    let nodes: Api<Node> = Api::all(cluster.client().await.unwrap());
+    let patch = Patch::Merge(json!({"spec": {"taints": taints}}));
+    nodes.patch(NODE, &PatchParams::default(), &patch).await.unwrap();
 }
 
 async fn trust_keys(cluster: &ControlPlane, sts: &StsServer) {
@@ -317,4 +348,89 @@ async fn without_the_right_to_write_events_the_log_says_so_once_and_pods_are_ser
     let log = fixture.daemon.logs();
     assert_eq!(log.matches("cannot write Events: allow the daemon's ServiceAccount").count(), 1, "{log}");
     assert!(events_on(&fixture.cluster, "bad-0").await.is_empty());
+}
+
+#[tokio::test]
+async fn the_startup_taint_goes_once_the_daemon_is_ready_and_no_other() {
+    let flag = format!("--startup-taint={TAINT}");
+    let others = ["example.com/maintenance", "node.cilium.io/agent-not-ready"];
+    let fixture = Fixture::with(RIGHTS, &[&flag], async |cluster| {
+        cluster.apply(RIGHTS_FOR_THE_TAINT, "rolecall").await.unwrap();
+        put_taints(cluster, &[others[0], TAINT, others[1]]).await;
+    })
+    .await;
+    let removals = "rolecall_startup_taint_removals_total";
+    fixture.daemon.wait_for_metric(removals, |removals| removals == 1.0).await.unwrap();
+    assert_eq!(taints(&fixture.cluster).await, others);
+    assert_eq!(fixture.daemon.metric("rolecall_startup_taint_present").await.unwrap(), 0.0);
+    // What the daemon takes for a change by somebody else is what the API server answers to a test that fails.
+    let stale = json!([
+        {"op": "test", "path": "/spec/taints/0", "value": {"key": TAINT, "effect": "NoSchedule"}},
+        {"op": "remove", "path": "/spec/taints/0"},
+    ]);
+    let request = http::Request::patch(format!("/api/v1/nodes/{NODE}"))
+        .header("content-type", "application/json-patch+json")
+        .body(stale.to_string().into_bytes())
+        .unwrap();
+    let refused = fixture.cluster.client().await.unwrap().request::<Value>(request).await.unwrap_err();
+    assert!(matches!(&refused, kube::Error::Api(status) if status.code == 422), "{refused}");
+    assert_eq!(taints(&fixture.cluster).await, others);
+}
+
+#[tokio::test]
+async fn without_the_right_to_nodes_the_taint_stays_and_the_log_says_what_to_grant() {
+    let flag = format!("--startup-taint={TAINT}");
+    let fixture = Fixture::with(RIGHTS, &[&flag], async |cluster| put_taints(cluster, &[TAINT]).await).await;
+    while !fixture.daemon.logs().contains("allow the daemon's ServiceAccount to get and patch nodes") {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(taints(&fixture.cluster).await, [TAINT]);
+    // Once it is granted nothing has to be started anew.
+    fixture.cluster.apply(RIGHTS_FOR_THE_TAINT, "rolecall").await.unwrap();
+    let removals = "rolecall_startup_taint_removals_total";
+    fixture.daemon.wait_for_metric(removals, |removals| removals == 1.0).await.unwrap();
+    assert!(taints(&fixture.cluster).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_policy_limits_the_daemon_to_the_taints_of_its_own_node() {
+    let cluster = ControlPlane::start().await.unwrap();
+    cluster.create_namespace("rolecall").await.unwrap();
+    cluster.create_service_account("rolecall", "rolecall-daemon").await.unwrap();
+    cluster.apply(RIGHTS_FOR_THE_TAINT, "rolecall").await.unwrap();
+    cluster.apply(include_str!("../../deploy/policies/startup-taint.yaml"), "rolecall").await.unwrap();
+    for node in [NODE, "node-2"] {
+        cluster.create_node(node).await.unwrap();
+    }
+    put_taints(&cluster, &["example.com/maintenance", TAINT]).await;
+    // The daemon's own pod, whose token the kubelet asks for.
+    let own = json!({"metadata": {"name": "daemon-0"}, "spec": {"nodeName": NODE, "serviceAccountName": "rolecall-daemon",
+        "containers": [{"name": "daemon", "image": "daemon"}]}});
+    let uid = cluster.create_pod("rolecall", &own).await.unwrap().uid().unwrap();
+    let token = cluster
+        .token_request("rolecall", "rolecall-daemon", Some(("daemon-0", &uid)), ISSUER, 600)
+        .await
+        .unwrap();
+    let nodes: Api<Node> = Api::all(cluster.client_with_token(&token).await.unwrap());
+    let change = async |node: &str, change: Value| {
+        let patched = nodes.patch(node, &PatchParams::default(), &Patch::Merge(change)).await;
+        patched.map(drop).map_err(|error| error.to_string())
+    };
+    let labels = json!({"metadata": {"labels": {"role": "db"}}});
+    // The API server takes a moment to put a policy into force.
+    loop {
+        match change("node-2", labels.clone()).await {
+            Err(error) if error.contains("its own node alone") => break,
+            Err(error) => panic!("{error}"),
+            Ok(()) => {}
+        }
+    }
+    let no_taints = json!({"spec": {"taints": []}});
+    assert!(change("node-2", no_taints).await.unwrap_err().contains("its own node alone"));
+    assert!(change(NODE, labels).await.unwrap_err().contains("nothing but taints"));
+    let more = json!({"spec": {"taints": [{"key": "mine", "effect": "NoExecute"}]}});
+    assert!(change(NODE, more).await.unwrap_err().contains("put none on"));
+    let off = json!({"spec": {"taints": [{"key": "example.com/maintenance", "effect": "NoSchedule"}]}});
+    assert_eq!(change(NODE, off).await, Ok(()));
+    assert_eq!(taints(&cluster).await, ["example.com/maintenance"]);
 }

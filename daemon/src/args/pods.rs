@@ -44,6 +44,12 @@ pub struct PodArgs {
     /// It needs the right to create events of events.k8s.io in every namespace.
     #[arg(long, env = "ROLECALL_EVENTS", value_name = "WAY", value_enum, default_value = "on")]
     pub events: WriteEvents,
+    /// Taint that the daemon takes off its node once it is ready, such as rolecall.dev/agent-not-ready
+    ///
+    /// Nodes are to be registered with it, so that no pod comes before the daemon can serve it. It needs the right to
+    /// get and patch nodes. Without the flag no node is looked at.
+    #[arg(long, env = "ROLECALL_STARTUP_TAINT", value_name = "KEY")]
+    pub startup_taint: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]

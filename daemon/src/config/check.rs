@@ -23,7 +23,7 @@ use crate::{
     },
     credentials::{self, SessionNameTemplate},
     exemptions::Exemption,
-    node::{firewall, loopback},
+    node::{firewall, loopback, taint::TaintKey},
     server::{caller, endpoint, limits, listener, slow},
     sessions, token,
 };
@@ -52,6 +52,7 @@ pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
     let mut checked = Checked::default();
     check_listeners(&mut checked, &endpoint, &process);
     let node_name = check_node_name(&mut checked, &pods);
+    let startup_taint = check_startup_taint(&mut checked, pods.startup_taint.as_deref());
     let config = Config {
         tokens: check_tokens(&mut checked, &pods, &tokens, node_name.clone()),
         sessions: check_sessions(&mut checked, &sessions, node_name.clone()),
@@ -81,7 +82,7 @@ pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
             },
             listen: endpoint.listen.listen,
         },
-        node: check_node(&mut checked, endpoint.manage_addresses, metadata),
+        node: check_node(&mut checked, endpoint.manage_addresses, metadata, startup_taint),
         drain_deadline: check_drain(&mut checked, process.drain_deadline),
         admin: check_admin(&mut checked, process),
         log: telemetry::Config { format: log.log_format, filter: log.log_level },
@@ -268,7 +269,20 @@ fn check_limits(checked: &mut Checked, args: &LimitArgs) -> limits::Config {
     }
 }
 
-fn check_node(checked: &mut Checked, manage: ManageAddresses, args: MetadataArgs) -> NodeConfig {
+/// A chart that sets every variable leaves this one empty.
+fn check_startup_taint(checked: &mut Checked, key: Option<&str>) -> Option<TaintKey> {
+    let key = key.filter(|key| !key.is_empty())?;
+    key.parse()
+        .inspect_err(|error| checked.mistake("--startup-taint", format!("{key:?}"), format!("{error}")))
+        .ok()
+}
+
+fn check_node(
+    checked: &mut Checked,
+    manage: ManageAddresses,
+    args: MetadataArgs,
+    startup_taint: Option<TaintKey>,
+) -> NodeConfig {
     let exemptions: Vec<Exemption> = args.metadata_exempt.into_iter().flatten().collect();
     if let (MetadataFirewall::Off, Some(exemption)) = (args.metadata_firewall, exemptions.first()) {
         checked.mistake(
@@ -295,6 +309,7 @@ fn check_node(checked: &mut Checked, manage: ManageAddresses, args: MetadataArgs
             programs: programs(args.programs),
         },
         exemptions,
+        startup_taint,
     }
 }
 

@@ -33,11 +33,12 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
     };
     let events = if kubernetes.events { WriteEvents::On } else { WriteEvents::Off };
     let programs = &node.firewall.programs;
-    let rows: [(&'static str, Option<String>); 45] = [
+    let rows: [(&'static str, Option<String>); 46] = [
         ("--node-name", Some(kubernetes.node_name.clone())),
         ("--kubeconfig", kubernetes.kubeconfig.as_ref().map(|path| path.display().to_string())),
         ("--pods-dir", Some(tokens.pods_dir.display().to_string())),
         ("--events", Some(name_of(&events))),
+        ("--startup-taint", node.startup_taint.as_ref().map(ToString::to_string)),
         ("--audience", Some(tokens.verify.audience.clone())),
         ("--token-issuer", joined(tokens.verify.issuers.iter().cloned())),
         ("--witness", Some(name_of(&witness))),
