@@ -1,32 +1,35 @@
 //! A shim beside a real API server, deployed by the shipped manifests as far as there is a cluster for them.
 
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::time::Duration;
+mod deployed;
+mod exchange;
+mod load;
+mod relay;
+mod replica;
+mod stored;
+pub(crate) mod webhook;
 
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
-use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::{Client, Config};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use nix::sys::signal::Signal;
-use rolecall_e2e::{ControlPlane, Process, Scratch, binary, free_port, own_address};
-use serde_json::{Value, json};
+use rolecall_e2e::{Process, Scratch, binary, free_port, own_address};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+pub(crate) use deployed::{Deployed, fail, is_injected, pod, shipped};
+pub(crate) use exchange::Volume;
+pub(crate) use load::under_load;
+pub(crate) use relay::Relay;
+pub(crate) use replica::Replica;
+pub(crate) use stored::Stored;
 
 /// How long anything is waited for that is certain to come.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 pub(crate) const ROLE: &str = "arn:aws:iam::111122223333:role/orders";
 
-/// One namespace with everything that the manifests put into a cluster, under names of its own.
-pub(crate) struct Deployed {
-    pub(crate) cluster: &'static ControlPlane,
-    pub(crate) client: Client,
-    /// The namespace, and the name of everything in it.
-    pub(crate) name: &'static str,
-    kubeconfig: PathBuf,
-}
-
-/// A replica.
+/// A replica as a process.
 pub(crate) struct Shim {
     pub(crate) process: Process,
     pub(crate) address: Ipv4Addr,
@@ -36,121 +39,40 @@ pub(crate) struct Shim {
     _scratch: Scratch,
 }
 
-impl Deployed {
-    /// Applies the manifests; `name` is the namespace too.
-    pub(crate) async fn new(name: &'static str) -> Self {
-        let cluster = ControlPlane::shared().await.unwrap();
-        cluster.create_namespace(name).await.unwrap();
-        for manifest in ["rbac.yaml", "secret.yaml", "service.yaml", "deployment.yaml"] {
-            cluster.apply(&shipped(manifest, name), name).await.unwrap();
-        }
-        let kubeconfig = cluster.kubeconfig_for_service_account(name, name).await.unwrap();
-        let deployed = Self { cluster, client: cluster.client().await.unwrap(), name, kubeconfig };
-        deployed.account("orders").await;
-        deployed
-    }
-
-    /// Makes a ServiceAccount with a role.
-    pub(crate) async fn account(&self, name: &str) {
-        let account = json!({
-            "metadata": {"name": name, "annotations": {"eks.amazonaws.com/role-arn": ROLE}},
-        });
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), self.name);
-        accounts.create(&PostParams::default(), &serde_json::from_value(account).unwrap()).await.unwrap();
-    }
-
-    /// Applies the shipped MutatingWebhookConfiguration with a URL for each webhook, for this namespace alone, and
-    /// `change`d.
-    pub(crate) async fn configure(&self, urls: &[String], change: impl Fn(&mut Value)) {
-        let manifest = shipped("webhook.yaml", self.name);
-        let mut configuration: Value = serde_saphyr::from_str(&manifest).unwrap();
-        let shipped = configuration["webhooks"][0].take();
-        let webhooks = urls.iter().enumerate().map(|(index, url)| {
-            let mut webhook = shipped.clone();
-            webhook["name"] = json!(format!("pods-{index}.rolecall.dev"));
-            webhook["clientConfig"] = json!({"url": url});
-            let here = json!({"key": "kubernetes.io/metadata.name", "operator": "In", "values": [self.name]});
-            webhook["namespaceSelector"]["matchExpressions"].as_array_mut().unwrap().push(here);
-            change(&mut webhook);
-            webhook
-        });
-        configuration["webhooks"] = webhooks.collect();
-        self.cluster.apply(&configuration.to_string(), self.name).await.unwrap();
-    }
-
-    pub(crate) async fn configuration(&self) -> MutatingWebhookConfiguration {
-        self.configurations().get(self.name).await.unwrap()
-    }
-
-    pub(crate) fn configurations(&self) -> Api<MutatingWebhookConfiguration> {
-        Api::all(self.client.clone())
-    }
-
-    pub(crate) async fn set_bundle(&self, bundle: &[u8]) {
-        let webhooks = self.configuration().await.webhooks.unwrap_or_default();
-        let webhooks: Vec<Value> = webhooks
-            .into_iter()
-            .map(|webhook| {
-                let bundle = k8s_openapi::ByteString(bundle.to_vec());
-                json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}})
-            })
-            .collect();
-        let patch = Patch::Strategic(json!({"webhooks": webhooks}));
-        self.configurations().patch(self.name, &PatchParams::default(), &patch).await.unwrap();
-    }
-
-    pub(crate) fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), self.name)
-    }
-
-    /// Creates a pod as a controller does: the API server makes its name.
-    pub(crate) async fn create(&self, account: &str) -> kube::Result<Pod> {
-        self.pods().create(&PostParams::default(), &pod(account)).await
-    }
-
-    /// Completes once the API server calls the webhook: it learns of a configuration by a watch of its own.
-    pub(crate) async fn in_effect(&self) {
-        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-        let pods = self.pods();
-        until("the webhook takes effect", async || {
-            pods.create(&dry_run, &pod("orders")).await.is_ok_and(|pod| is_injected(&pod))
-        })
-        .await;
-    }
-
-    /// The flags of a replica at `address`.
-    pub(crate) fn flags(&self, address: Ipv4Addr, port: u16) -> Vec<String> {
-        let name = self.name;
-        vec![
-            format!("--listen={address}:{port}"),
-            format!("--certificate-name={address}"),
-            format!("--kubeconfig={}", self.kubeconfig.display()),
-            format!("--namespace={name}"),
-            format!("--service-name={name}"),
-            format!("--webhook-configuration={name}"),
-            format!("--tls-secret={name}-tls"),
-            "--watch-config-map".to_owned(),
-            "--drain-delay=0".to_owned(),
-        ]
-    }
-}
-
 impl Shim {
-    /// Starts a replica as a process, with the rights of the manifests. It is not ready yet.
+    /// Starts a replica with the rights of the manifests. It is not ready yet.
     pub(crate) async fn start(deployed: &Deployed) -> Self {
-        let address = own_address();
-        Self::start_at(deployed, address, free_port(address).unwrap()).await
+        Self::start_with(deployed, &[]).await
     }
 
-    pub(crate) async fn start_at(deployed: &Deployed, address: Ipv4Addr, port: u16) -> Self {
+    /// The same, with more flags; of one that is there already, the last counts.
+    pub(crate) async fn start_with(deployed: &Deployed, flags: &[&str]) -> Self {
+        let address = own_address();
+        Self::start_at(deployed, address, free_port(address).unwrap(), flags).await
+    }
+
+    pub(crate) async fn start_at(deployed: &Deployed, address: Ipv4Addr, port: u16, flags: &[&str]) -> Self {
+        let mut line = deployed.flags(address, port);
+        line.extend(flags.iter().map(|&flag| flag.to_owned()));
+        Self::run(&binary("rolecall-shim").unwrap(), (address, port), &line, &[]).await
+    }
+
+    /// Runs `program` with these arguments and variables; the doors for the test are put in by variables.
+    pub(crate) async fn run(
+        program: &Path,
+        (address, port): (Ipv4Addr, u16),
+        line: &[String],
+        variables: &[(&str, String)],
+    ) -> Self {
         let scratch = Scratch::new("shim").unwrap();
         let (admin, metrics) = (free_port(address).unwrap(), free_port(address).unwrap());
-        let mut command = Process::command(binary("rolecall-shim").unwrap());
+        let mut command = Process::command(program);
         command
-            .args(deployed.flags(address, port))
-            .arg(format!("--admin-listen={address}:{admin}"))
-            .arg(format!("--metrics-listen={address}:{metrics}"))
-            .arg(format!("--admin-socket={}", scratch.path().join("admin.sock").display()));
+            .args(line)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .env("ROLECALL_SHIM_ADMIN_LISTEN", format!("{address}:{admin}"))
+            .env("ROLECALL_SHIM_METRICS_LISTEN", format!("{address}:{metrics}"))
+            .env("ROLECALL_SHIM_ADMIN_SOCKET", scratch.path().join("admin.sock"));
         let process = Process::spawn("rolecall-shim", command, scratch.path()).unwrap();
         Self { process, address, port, admin, metrics, _scratch: scratch }
     }
@@ -163,21 +85,48 @@ impl Shim {
         self.port
     }
 
+    /// Where it is called.
+    pub(crate) fn socket(&self) -> SocketAddr {
+        (self.address, self.port).into()
+    }
+
     pub(crate) async fn ready(&self) {
-        let is_ready = async || get(self.address, self.admin, "/readyz").await.is_ok();
+        let is_ready = async || self.missing().await.is_some_and(|missing| missing.is_empty());
         self.process.wait_until_ready(PATIENCE, is_ready).await.unwrap();
     }
 
-    /// The value of a metric without labels.
+    /// What it waits for before it is ready; `None` while it does not say.
+    pub(crate) async fn missing(&self) -> Option<Vec<String>> {
+        let (status, body) = get(self.address, self.admin, "/readyz").await.ok()?;
+        let missing = body.lines().filter_map(|line| line.strip_prefix("- ")).map(str::to_owned).collect();
+        matches!(status, 200 | 503).then_some(missing)
+    }
+
+    /// The page of its metrics; `None` while it does not answer.
+    pub(crate) async fn metrics(&self) -> Option<String> {
+        let (status, body) = get(self.address, self.metrics, "/metrics").await.ok()?;
+        (status == 200).then_some(body)
+    }
+
+    /// The value of a metric, its labels included in the name.
     pub(crate) async fn metric(&self, name: &str) -> Option<f64> {
-        let text = get(self.address, self.metrics, "/metrics").await.ok()?;
+        let text = self.metrics().await?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line?.parse().ok()
+    }
+
+    pub(crate) fn has_logged(&self, text: &str) -> bool {
+        self.process.logs().contains(text)
     }
 
     /// Ends it as a kubelet does.
     pub(crate) async fn end(&self) {
         self.process.signal(Signal::SIGTERM).unwrap();
+        self.ended().await;
+    }
+
+    /// Waits for an end that was asked for.
+    pub(crate) async fn ended(&self) {
         let status = self.process.exit(Duration::from_secs(30)).await.unwrap();
         assert!(status.success(), "{status}\n{}", self.process.logs());
     }
@@ -195,37 +144,19 @@ pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
         .unwrap_or_else(|_| panic!("it does not come about that {what}"));
 }
 
-pub(crate) fn pod(account: &str) -> Pod {
-    let pod = json!({
-        "metadata": {"generateName": "orders-"},
-        "spec": {
-            "serviceAccountName": account,
-            "initContainers": [{"name": "migrate", "image": "example.test/app"}],
-            "containers": [{"name": "app", "image": "example.test/app"}],
-        },
-    });
-    serde_json::from_value(pod).unwrap()
+/// Whole seconds, as certificates have them.
+pub(crate) fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs())
 }
 
-/// Whether every container is pointed at the daemon, with a token.
-pub(crate) fn is_injected(pod: &Pod) -> bool {
-    let spec = pod.spec.as_ref().unwrap();
-    let mut containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    containers.all(|container| {
-        let has = |name: &str| container.env.iter().flatten().any(|variable| variable.name == name);
-        has("AWS_CONTAINER_CREDENTIALS_FULL_URI") && has("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
-    })
-}
-
-/// A shipped manifest, with names and namespace of this test's own.
-fn shipped(file: &str, name: &str) -> String {
-    let path = format!("{}/../deploy/kustomize/shim/{file}", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(path).unwrap();
-    text.replace("namespace: rolecall\n", &format!("namespace: {name}\n")).replace("rolecall-shim", name)
-}
-
-async fn get(address: Ipv4Addr, port: u16, path: &str) -> anyhow::Result<String> {
-    let mut config = Config::new(format!("http://{address}:{port}").parse()?);
-    config.proxy_url = None;
-    Ok(Client::try_from(config)?.request_text(http::Request::get(path).body(Vec::new())?).await?)
+/// Status and body of a page.
+async fn get(address: Ipv4Addr, port: u16, path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect((address, port)).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.ok_or(std::io::ErrorKind::InvalidData)?, body.to_owned()))
 }

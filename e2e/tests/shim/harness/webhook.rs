@@ -1,4 +1,4 @@
-//! Another webhook: it gives every pod a sidecar.
+//! Another webhook beside the shim.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -11,8 +11,11 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 
+/// What another webhook makes of a pod: the operations of a JSON patch.
+pub(crate) type Patch = fn(&Value) -> Vec<Value>;
+
 /// Serves it, for as long as the test process lives. Returns its URL and its `caBundle`.
-pub(crate) fn serve(address: Ipv4Addr) -> (String, Vec<u8>) {
+pub(crate) fn serve(address: Ipv4Addr, patch: Patch) -> (String, Vec<u8>) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec![address.to_string()]).unwrap();
     let certificate = params.self_signed(&key).unwrap();
@@ -25,13 +28,13 @@ pub(crate) fn serve(address: Ipv4Addr) -> (String, Vec<u8>) {
         .unwrap();
     let config = Arc::new(config);
     let listener = TcpListener::bind((address, 0)).unwrap();
-    let url = format!("https://{}/sidecar", listener.local_addr().unwrap());
+    let url = format!("https://{}/mutate", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let config = config.clone();
             std::thread::spawn(move || {
                 let tls = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
-                answer_all(BufReader::new(tls))
+                answer_all(BufReader::new(tls), patch)
             });
         }
     });
@@ -39,7 +42,7 @@ pub(crate) fn serve(address: Ipv4Addr) -> (String, Vec<u8>) {
 }
 
 /// Answers until the API server closes the connection.
-fn answer_all(mut stream: BufReader<StreamOwned<ServerConnection, TcpStream>>) -> Option<()> {
+fn answer_all(mut stream: BufReader<StreamOwned<ServerConnection, TcpStream>>, patch: Patch) -> Option<()> {
     loop {
         let mut length = 0;
         loop {
@@ -58,7 +61,7 @@ fn answer_all(mut stream: BufReader<StreamOwned<ServerConnection, TcpStream>>) -
         let mut body = vec![0; length];
         stream.read_exact(&mut body).ok()?;
         let review: Value = serde_json::from_slice(&body).ok()?;
-        let answer = answer(&review).to_string();
+        let answer = answer(&review, patch).to_string();
         let head = format!(
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             answer.len()
@@ -67,15 +70,13 @@ fn answer_all(mut stream: BufReader<StreamOwned<ServerConnection, TcpStream>>) -
     }
 }
 
-fn answer(review: &Value) -> Value {
+fn answer(review: &Value, patch: Patch) -> Value {
     let request = &review["request"];
-    let containers = request["object"]["spec"]["containers"].as_array().cloned().unwrap_or_default();
     let mut response = json!({"uid": request["uid"], "allowed": true});
-    if !containers.iter().any(|container| container["name"] == "sidecar") {
-        let sidecar = json!({"name": "sidecar", "image": "example.test/sidecar"});
-        let patch = json!([{"op": "add", "path": "/spec/containers/-", "value": sidecar}]);
+    let operations = patch(&request["object"]);
+    if !operations.is_empty() {
         response["patchType"] = json!("JSONPatch");
-        response["patch"] = json!(STANDARD.encode(patch.to_string()));
+        response["patch"] = json!(STANDARD.encode(Value::from(operations).to_string()));
     }
     json!({"apiVersion": review["apiVersion"], "kind": "AdmissionReview", "response": response})
 }
