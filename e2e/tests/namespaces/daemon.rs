@@ -29,6 +29,16 @@ pub struct Surroundings {
     dir: TempDir,
 }
 
+/// What a daemon is told of the world around it.
+pub struct Settings<'a> {
+    pub kubeconfig: &'a Path,
+    /// The kubelet's directory of pods.
+    pub pods: &'a Path,
+    pub sts: &'a str,
+    /// For its log and its socket.
+    pub dir: &'a Path,
+}
+
 /// A running daemon. Dropping it kills it.
 pub struct Daemon {
     child: Child,
@@ -72,32 +82,13 @@ impl Surroundings {
 
     /// Starts the daemon by another program.
     pub fn spawn_by(&self, by: &[&str], flags: &[&str]) -> Daemon {
-        let log = self.dir.path().join("log");
-        let mut words = by.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        words.push(locate().display().to_string());
-        let program = find(&words[0]).unwrap_or_else(|| PathBuf::from(&words[0]));
-        let child = Command::new(program)
-            .env_clear()
-            .env("PATH", network::PATH)
-            .args(&words[1..])
-            .args([
-                format!("--node-name={NODE}"),
-                format!("--kubeconfig={}", self.dir.path().join("kubeconfig").display()),
-                format!("--pods-dir={}", self.world.kubelet.path().display()),
-                format!("--sts-endpoint={}", self.world.sts.url()),
-                format!("--admin-listen={ADMIN}"),
-                format!("--metrics-listen={METRICS}"),
-                format!("--admin-socket={}", self.dir.path().join("admin.sock").display()),
-                // What is refused after waiting is refused soon.
-                "--caller-wait=300ms".to_owned(),
-            ])
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        Daemon { child, log }
+        let settings = Settings {
+            kubeconfig: &self.dir.path().join("kubeconfig"),
+            pods: self.world.kubelet.path(),
+            sts: &self.world.sts.url(),
+            dir: self.dir.path(),
+        };
+        Daemon::spawn(&settings, by, flags)
     }
 
     /// Starts the daemon and waits until it is ready.
@@ -108,13 +99,47 @@ impl Surroundings {
     /// Starts the daemon by another program, and waits until it is ready.
     pub fn start_by(&self, by: &[&str], flags: &[&str]) -> Daemon {
         let mut daemon = self.spawn_by(by, flags);
-        daemon.wait_for_log("the admin doors are open");
-        wait_until("the daemon is ready", || daemon.is_ready());
+        daemon.wait_until_ready();
         daemon
     }
 }
 
 impl Daemon {
+    /// Starts the daemon by another program, whatever becomes of it.
+    pub fn spawn(settings: &Settings<'_>, by: &[&str], flags: &[&str]) -> Self {
+        let log = settings.dir.join("log");
+        let mut words = by.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        words.push(locate().display().to_string());
+        let program = find(&words[0]).unwrap_or_else(|| PathBuf::from(&words[0]));
+        let child = Command::new(program)
+            .env_clear()
+            .env("PATH", network::PATH)
+            .args(&words[1..])
+            .args([
+                format!("--node-name={NODE}"),
+                format!("--kubeconfig={}", settings.kubeconfig.display()),
+                format!("--pods-dir={}", settings.pods.display()),
+                format!("--sts-endpoint={}", settings.sts),
+                format!("--admin-listen={ADMIN}"),
+                format!("--metrics-listen={METRICS}"),
+                format!("--admin-socket={}", settings.dir.join("admin.sock").display()),
+                // What is refused after waiting is refused soon.
+                "--caller-wait=300ms".to_owned(),
+            ])
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    pub fn wait_until_ready(&mut self) {
+        self.wait_for_log("the admin doors are open");
+        wait_until("the daemon is ready", || self.is_ready());
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }

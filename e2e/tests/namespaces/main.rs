@@ -10,6 +10,7 @@ mod callers;
 mod daemon;
 mod firewall;
 mod network;
+mod shim;
 
 use std::{
     fs,
@@ -37,6 +38,7 @@ const TESTS: &[Test] = &[
     ("a_missing_program_is_told_with_the_flag_that_does_without", firewall::missing_program),
     ("cleanup_removes_the_addresses_and_may_be_run_again", addresses::cleanup),
     ("a_token_is_served_at_its_pods_address_alone", callers::own_address_alone),
+    ("a_pod_without_a_token_is_served_at_its_address_as_the_shim_has_written", shim::served_by_address),
     ("pods_do_not_reach_the_metadata_service_by_nftables", || firewall::blocks(Nftables)),
     ("pods_do_not_reach_the_metadata_service_by_iptables_nft", || firewall::blocks(IptablesNft)),
     ("pods_do_not_reach_the_metadata_service_by_iptables_legacy", || firewall::blocks(IptablesLegacy)),

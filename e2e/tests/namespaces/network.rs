@@ -239,13 +239,22 @@ impl Pod {
     pub fn asks(&self, address: &str, token: Option<&str>) -> String {
         self.namespace.enter(|| ask(address, token))
     }
+
+    /// The same, at another path.
+    pub fn asks_at(&self, address: &str, path: &str, token: Option<&str>) -> String {
+        self.namespace.enter(|| ask_at(address, path, token))
+    }
 }
 
 /// The outcome of a request of whoever is on the calling thread's network.
 pub fn ask(address: &str, token: Option<&str>) -> String {
+    ask_at(address, "/v1/credentials", token)
+}
+
+fn ask_at(address: &str, path: &str, token: Option<&str>) -> String {
     let to: SocketAddr = (address.parse::<IpAddr>().unwrap(), 80).into();
     let authorization = token.map(|token| format!("Authorization: {token}\r\n")).unwrap_or_default();
-    let text = exchange(to, &format!("GET /v1/credentials HTTP/1.1\r\nHost: {to}\r\n{authorization}"));
+    let text = exchange(to, &format!("GET {path} HTTP/1.1\r\nHost: {to}\r\n{authorization}"));
     let status = text.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {text:?}"));
     // Chunked or not, the document is one piece.
     let (from, to) = (text.find('{').unwrap(), text.rfind('}').unwrap());
