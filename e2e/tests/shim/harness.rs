@@ -1,11 +1,11 @@
 //! A shim beside a real API server, deployed by the shipped manifests as far as there is a cluster for them.
 
 mod deployed;
-mod exchange;
 mod load;
 mod relay;
 mod replica;
 mod stored;
+mod volume;
 pub(crate) mod webhook;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,11 +18,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub(crate) use deployed::{Deployed, fail, is_injected, pod, shipped};
-pub(crate) use exchange::Volume;
 pub(crate) use load::under_load;
 pub(crate) use relay::Relay;
 pub(crate) use replica::Replica;
 pub(crate) use stored::Stored;
+pub(crate) use volume::Volume;
 
 /// How long anything is waited for that is certain to come.
 const PATIENCE: Duration = Duration::from_secs(90);

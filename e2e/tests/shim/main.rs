@@ -9,6 +9,7 @@ mod certificates;
 mod creators;
 mod daemon;
 mod eks;
+mod golden;
 mod kinds;
 mod metrics;
 mod missed;

@@ -6,6 +6,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use rolecall_e2e::own_address;
 use rolecall_shim::certificate::mint::{self, Facts};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use super::harness::{Deployed, Relay, Shim, fail, is_injected, now, under_load, until};
 
@@ -85,6 +86,8 @@ async fn replicas_that_begin_at_once_are_replaced_under_load_and_no_call_fails()
             shim.missing().await.is_some_and(|missing| !missing.is_empty())
         })
         .await;
+        // Until the cluster has learned that, it is still called, by new connections too.
+        drop(TcpStream::connect(shim.socket()).await.unwrap());
         service.lead_to(&others.iter().map(|other| other.socket()).collect::<Vec<_>>());
         shim.ended().await;
     };

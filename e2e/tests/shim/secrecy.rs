@@ -5,7 +5,7 @@ use kube::api::PostParams;
 use rolecall_contract::annotation;
 use serde_json::{Value, json};
 
-use super::harness::{Deployed, ROLE, Shim, until};
+use super::harness::{Deployed, ROLE, Shim, fail, until};
 
 /// In everything of a pod that may be secret.
 const MARK: &str = "hunter2-in-the-pod";
@@ -58,7 +58,7 @@ async fn a_shim_that_logs_everything_says_nothing_of_what_is_in_a_pod() {
     create("mapped", plain.clone()).await;
 
     let shim = Shim::start_with(&deployed, &[EVERYTHING]).await;
-    deployed.configure(&[shim.url()], |_| {}).await;
+    deployed.configure(&[shim.url()], fail).await;
     shim.ready().await;
     deployed.in_effect().await;
     let variable = |name: &str| json!([{"name": name, "value": MARK}]);
