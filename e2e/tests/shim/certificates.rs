@@ -45,8 +45,7 @@ async fn an_authority_is_rotated_under_load_and_no_call_fails() {
         let lifetimes = Lifetimes::default();
         let old = mint::authority(now() - lifetimes.authority * 9 / 10, lifetimes.authority).unwrap();
         let facts = facts(&old);
-        let names = names_in(&deployed.secret().await);
-        let serving = mint::serving(&old, &facts, &names, now(), lifetimes.serving).unwrap();
+        let serving = serving(&old, &names_in(&deployed.secret().await), now() + lifetimes.serving);
         let authority = [("ca.crt", &old.certificate), ("ca.key", &old.key)];
         plant(&deployed, authority.into_iter().chain(parts(&serving))).await;
         until("the next authority signs", async || {
@@ -72,15 +71,12 @@ async fn a_serving_certificate_is_renewed_under_load_and_no_call_fails() {
         // A certificate of the same authority of which two thirds are over: each replica may find it.
         let secret = deployed.secret().await;
         let signer = Pair { certificate: text(&secret, "ca.crt"), key: text(&secret, "ca.key") };
-        let lifetimes = Lifetimes::default();
-        let made = now() - lifetimes.serving * 2 / 3 - DAY;
-        let old =
-            mint::serving(&signer, &facts(&signer), &names_in(&secret), made, lifetimes.serving).unwrap();
+        let left = Lifetimes::default().serving / 3 - DAY;
+        let old = serving(&signer, &names_in(&secret), now() + left);
         plant(&deployed, parts(&old)).await;
         let old = facts(&old);
         for replica in &replicas {
-            let is_new =
-                |served: &Facts| served.der != first.der && served.der != old.der && made + DAY < served.made;
+            let is_new = |served: &Facts| served.der != first.der && old.expires < served.expires;
             replica.serves("a new certificate of the same authority", is_new).await;
         }
         // The API server makes new connections for another text of the same trust, and so meets the new one.
@@ -101,7 +97,6 @@ async fn files_that_are_exchanged_under_load_are_served_and_no_call_fails() {
     let port = free_port(address).unwrap();
     let names = Names::of_service("filed", "filed", &[address.to_string()]);
     let authorities = [(); 2].map(|()| mint::authority(now(), 30 * DAY).unwrap());
-    let issue = |by: &Pair, made: SystemTime| mint::serving(by, &facts(by), &names, made, DAY).unwrap();
     let mut volume = Volume::with(&[]);
     let flags = [
         "--certificate=files".to_owned(),
@@ -112,7 +107,7 @@ async fn files_that_are_exchanged_under_load_are_served_and_no_call_fails() {
         volume.fill(&[("tls.crt", &pair.certificate), ("tls.key", &pair.key)]);
         facts(pair).der
     };
-    let first = serve(&mut volume, &issue(&authorities[0], now()));
+    let first = serve(&mut volume, &serving(&authorities[0], &names, now() + DAY));
     let replica = Replica::start(&deployed, (address, port), &flags, |_| {}).await;
     deployed.configure(&[format!("https://{address}:{port}/mutate")], fail).await;
     deployed.set_bundle(authorities[0].certificate.as_bytes()).await;
@@ -122,19 +117,25 @@ async fn files_that_are_exchanged_under_load_are_served_and_no_call_fails() {
 
     under_load(&deployed, async {
         // A renewal, after which the API server connects anew.
-        let second = serve(&mut volume, &issue(&authorities[0], now()));
+        let second = serve(&mut volume, &serving(&authorities[0], &names, now() + DAY));
         replica.serves("the renewed certificate", |served| served.der == second).await;
         deployed.trust(format!("{}\n", authorities[0].certificate).as_bytes()).await;
         // Another authority, which is trusted before it is served, and the former one until it is not served.
         deployed
             .trust(authorities.each_ref().map(|pair| pair.certificate.as_str()).concat().as_bytes())
             .await;
-        let third = serve(&mut volume, &issue(&authorities[1], now()));
+        let third = serve(&mut volume, &serving(&authorities[1], &names, now() + DAY));
         replica.serves("the other authority's certificate", |served| served.der == third).await;
         deployed.trust(authorities[1].certificate.as_bytes()).await;
     })
     .await;
     replica.drain().await;
+}
+
+/// A serving certificate that expires then.
+fn serving(by: &Pair, names: &Names, expires: SystemTime) -> Pair {
+    let lifetime = Lifetimes::default().serving;
+    mint::serving(by, &facts(by), names, expires - lifetime, lifetime).unwrap()
 }
 
 /// What a serving certificate is in the Secret.
