@@ -16,8 +16,8 @@ const EKS_FILE: &str = "/var/run/secrets/eks.amazonaws.com/serviceaccount/token"
 /// Most bytes of a pod's annotations: <https://kubernetes.io/docs/reference/labels-annotations-taints/>.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 
-/// One namespace and one replica for all tests here, which do no more than create pods.
-async fn deployed() -> Deployed {
+/// One namespace and one replica for all tests that do no more than create pods.
+pub(super) async fn deployed() -> Deployed {
     static STANDING: OnceCell<(Shim, std::path::PathBuf)> = OnceCell::const_new();
     let (_, kubeconfig) = STANDING
         .get_or_init(|| async {
@@ -34,7 +34,7 @@ async fn deployed() -> Deployed {
 }
 
 /// A pod with two containers and an init container, with `metadata` and `spec` merged in.
-fn manifest(account: &str, metadata: Value, spec: Value) -> Value {
+pub(super) fn manifest(account: &str, metadata: Value, spec: Value) -> Value {
     let mut pod = json!({
         "metadata": {"generateName": format!("{account}-")},
         "spec": {

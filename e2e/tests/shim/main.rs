@@ -18,3 +18,4 @@ mod replicas;
 mod secrecy;
 mod sources;
 mod start;
+mod warnings;
