@@ -221,7 +221,9 @@ impl Family {
 }
 
 async fn listed(nft: &Path) -> Result<Option<String>, Error> {
-    match program::run(nft, &["--json", "list", "table", nftables::FAMILY, nftables::TABLE], "").await {
+    // By number: the names of protocols come from /etc/protocols, which not every image has.
+    let list = ["--json", "--numeric-protocol", "list", "table", nftables::FAMILY, nftables::TABLE];
+    match program::run(nft, &list, "").await {
         Ok(listed) => Ok(Some(listed)),
         Err(error @ ProgramError::Failed { .. })
             if error.complaint().contains("No such file or directory") =>

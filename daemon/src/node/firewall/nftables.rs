@@ -13,6 +13,9 @@ pub(super) const TABLE: &str = "rolecall";
 /// The priority of the table raw: before connection tracking and before kube-proxy translates addresses.
 const PRIORITY: i32 = -300;
 
+/// The protocol TCP by its number, as `nft --numeric-protocol` lists it.
+const TCP: u8 = 6;
+
 /// What the answer of `nft` holds if it is not understood.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -54,7 +57,7 @@ pub(super) fn removal() -> String {
     format!("delete table {FAMILY} {TABLE}\n")
 }
 
-/// Compares what `nft --json list table` said with what `ruleset` means.
+/// Compares what `nft --json --numeric-protocol list table` said with what `ruleset` means.
 pub(super) fn compare(ruleset: &Ruleset, listed: &str) -> Result<Verdict, ReadError> {
     let found = objects(listed)?;
     let expected = expected(ruleset);
@@ -89,12 +92,12 @@ fn set(text: &mut String, name: &str, kind: &str, elements: impl Iterator<Item =
 /// The table as `nft` lists it.
 fn expected(ruleset: &Ruleset) -> Vec<Value> {
     let rule = |chain: &str, expr: Value| json!({"rule": {"family": FAMILY, "table": TABLE, "chain": chain, "expr": expr}});
-    let is = |op: &str, left: Value, right: &str| json!({"match": {"op": op, "left": left, "right": right}});
+    let is = |op: &str, left: Value, right: Value| json!({"match": {"op": op, "left": left, "right": right}});
     let field = |protocol: &str, field: &str| json!({"payload": {"protocol": protocol, "field": field}});
     let refusal = |protocol: &str, address: &str, set: &str| {
         json!([
-            is("==", field(protocol, "daddr"), address),
-            is("!=", field(protocol, "saddr"), set),
+            is("==", field(protocol, "daddr"), json!(address)),
+            is("!=", field(protocol, "saddr"), json!(set)),
             {"jump": {"target": "refuse"}},
         ])
     };
@@ -108,7 +111,7 @@ fn expected(ruleset: &Ruleset) -> Vec<Value> {
             "hook": "prerouting", "prio": PRIORITY, "policy": "accept"}}),
         rule(
             "refuse",
-            json!([is("==", json!({"meta": {"key": "l4proto"}}), "tcp"), {"reject": {"type": "tcp reset"}}]),
+            json!([is("==", json!({"meta": {"key": "l4proto"}}), json!(TCP)), {"reject": {"type": "tcp reset"}}]),
         ),
         rule("refuse", json!([{"reject": {"type": "icmpx", "expr": "admin-prohibited"}}])),
         rule("metadata", refusal("ip", &METADATA_V4.to_string(), "@exempt4")),
@@ -166,7 +169,7 @@ fn elements(list: Option<&Value>) -> BTreeSet<String> {
 mod tests {
     use super::*;
 
-    /// As nft 1.0.6 lists the table of [`ruleset`].
+    /// As nft 1.0.6 with --numeric-protocol lists the table of [`ruleset`].
     const LISTED: &str = include_str!("testdata/nft-list.json");
 
     fn ruleset() -> Ruleset {
