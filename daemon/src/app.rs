@@ -36,6 +36,7 @@ use crate::{
 };
 use rolecall_process::time::Clock;
 use rolecall_process::{
+    address::on_this_machine,
     admin,
     drain::{self, EssentialTaskEnded},
     liveness::Liveness,
@@ -134,7 +135,8 @@ impl App {
         let mut registry = metrics::registry();
         let readiness = Readiness::default();
         let addresses = config.addresses_to_put();
-        let admin = admin::Bound::bind(config.admin)?;
+        let metrics_listen = config.admin.metrics_listen.map(on_this_machine);
+        let admin = admin::Bound::bind(admin::Config { metrics_listen, ..config.admin })?;
         // Pods are kept from the node's own credentials before anything else, whatever fails afterwards.
         let keep_exempt = !config.node.exemptions.is_empty();
         let firewall_metrics = firewall::Metrics::register(&mut registry);

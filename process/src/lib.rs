@@ -2,9 +2,11 @@
 //!
 //! # Layout
 //! Logs ([`telemetry`]) and [`metrics`]; how tasks start and end ([`drain`], [`signal`]); whether the program can
-//! serve ([`readiness`]) and still turns ([`liveness`]); where that is told ([`admin`]) and asked ([`probe`]).
+//! serve ([`readiness`]) and still turns ([`liveness`]); where that is told ([`admin`], [`mod@address`]) and asked
+//! ([`probe`]).
 //! What time it is ([`time`]). Nothing here knows AWS or Kubernetes.
 
+pub mod address;
 pub mod admin;
 pub mod drain;
 pub mod liveness;

@@ -1,15 +1,11 @@
 //! The wiring: binds every socket, then starts the parts, and ends them in order. Parts meet here alone.
 
-use std::{
-    io,
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kube::Client;
 use prometheus_client::registry::Registry;
 use rolecall_process::{
+    address::on_this_machine,
     admin,
     drain::{self, EssentialTaskEnded},
     liveness::Liveness,
@@ -327,16 +323,6 @@ impl Parts<'_> {
         );
         Known { service_accounts, config_map, identities }
     }
-}
-
-/// Where a machine has no IPv6, every address of it is every one of IPv4.
-fn on_this_machine(address: SocketAddr) -> SocketAddr {
-    let has_ipv6 =
-        || std::net::UdpSocket::bind(("::1", 0)).is_ok() || std::net::UdpSocket::bind("[::]:0").is_ok();
-    if address.is_ipv6() && address.ip().is_unspecified() && !has_ipv6() {
-        return (Ipv4Addr::UNSPECIFIED, address.port()).into();
-    }
-    address
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
