@@ -73,6 +73,9 @@ pub enum Command {
         listen: ListenArgs,
         #[command(flatten)]
         programs: FirewallProgramArgs,
+        /// Once all is removed, wait for SIGTERM, as a pod of a DaemonSet has to
+        #[arg(long)]
+        wait: bool,
     },
 }
 
@@ -276,13 +279,17 @@ mod tests {
             panic!("not the log level")
         };
         assert_eq!(filter.as_str(), "debug");
-        let Some(Command::Cleanup { listen, programs }) =
+        let Some(Command::Cleanup { listen, programs, wait: false }) =
             parse("cleanup --listen 169.254.170.2:80 --iptables iptables-legacy").unwrap().command
         else {
             panic!("not a cleanup")
         };
         assert_eq!(listen.listen, ["169.254.170.2:80".parse().unwrap()]);
         assert_eq!(programs.iptables, Path::new("iptables-legacy"));
+        assert!(matches!(
+            parse("cleanup --wait").unwrap().command,
+            Some(Command::Cleanup { wait: true, .. })
+        ));
         for bad in
             ["probe", "probe well", "--hold=1s probe live", "probe live --hold=1s", "log-level inof", "run"]
         {

@@ -98,6 +98,10 @@ impl Metrics {
              many pods at once); repeats are not counted",
             metrics.events.clone(),
         );
+        // A counter that appears with its first failure cannot be alerted on with `increase`.
+        for outcome in ["written", "failed", "dropped", "limited"] {
+            drop(metrics.events.get_or_create(&OutcomeLabel { outcome }));
+        }
         metrics
     }
 

@@ -19,6 +19,7 @@ use rolecall_daemon::{
 };
 use rolecall_process::{
     probe::{self, Question},
+    signal::Signals,
     telemetry,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -48,7 +49,9 @@ fn main() -> ExitCode {
     };
     let (question, socket) = match args.command {
         None => return run(args.run),
-        Some(Command::Cleanup { listen, programs }) => return clean_up(config::cleanup(&listen, programs)),
+        Some(Command::Cleanup { listen, programs, wait }) => {
+            return clean_up(config::cleanup(&listen, programs), wait);
+        }
         Some(Command::Probe { probe: Probe::Live, socket }) => (Question::Live, socket),
         Some(Command::Probe { probe: Probe::Ready, socket }) => (Question::Ready, socket),
         Some(Command::LogLevel { filter: None, socket }) => (Question::LogLevel, socket),
@@ -116,7 +119,7 @@ fn run(args: RunArgs) -> ExitCode {
     }
 }
 
-fn clean_up(config: cleanup::Config) -> ExitCode {
+fn clean_up(config: cleanup::Config, wait: bool) -> ExitCode {
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -134,7 +137,20 @@ fn clean_up(config: cleanup::Config) -> ExitCode {
     if report.removed.is_empty() && report.failed.is_empty() {
         let _ = writeln!(io::stdout(), "nothing to remove");
     }
-    if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+    if !report.failed.is_empty() {
+        return ExitCode::from(FAILED);
+    }
+    if wait && let Err(error) = runtime.block_on(signal()) {
+        say(&format!("error: wait for a signal: {error}"));
+        return ExitCode::from(OS_ERROR);
+    }
+    ExitCode::SUCCESS
+}
+
+/// Waits for a signal that ends the process. The first process of a container ignores those it has no handler for.
+async fn signal() -> io::Result<()> {
+    Signals::catch()?.next().await;
+    Ok(())
 }
 
 /// Keeps the memory of the process, in which there are tokens and credentials, from its neighbors.

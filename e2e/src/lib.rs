@@ -28,3 +28,4 @@ pub use moto::Moto;
 pub use process::Process;
 pub use scratch::Scratch;
 pub use sdk::Sdk;
+pub use tools::path as tool;

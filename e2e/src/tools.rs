@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 /// Where the tool is that `scripts/tools` knows by this name.
-pub(crate) fn path(name: &str) -> Result<PathBuf> {
+pub fn path(name: &str) -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
     let output = Command::new(&script)
         .args(["path", name])

@@ -135,6 +135,7 @@ impl Default for Metrics {
         // A counter that appears with its first failure cannot be alerted on with `increase`.
         for outcome in OUTCOMES {
             drop(metrics.sts_requests.get_or_create(&OutcomeLabel { outcome }));
+            drop(metrics.sts_duration.get_or_create(&OutcomeLabel { outcome }));
         }
         metrics
     }

@@ -252,6 +252,13 @@ impl Metrics {
             slow_answers: Family::default(),
             in_progress: Gauge::default(),
         };
+        // A counter that appears with its first failure cannot be alerted on with `increase`.
+        for outcome in ["answered", "refused", "given_up", "hung_up"] {
+            drop(metrics.requests.get_or_create(&OutcomeLabel { outcome }));
+        }
+        for stage in ["begun", "finished", "given_up", "hung_up"] {
+            drop(metrics.slow_answers.get_or_create(&SlowLabel { stage }));
+        }
         registry.register(
             "requests_in_progress",
             "Requests that have no answer yet, held and begun ones included",
