@@ -62,7 +62,7 @@ fn pair() -> Pair {
     let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     let authority = mint::authority(now, day).unwrap();
     let facts = Facts::read(authority.certificate.as_bytes()).unwrap();
-    mint::serving(&authority, &facts, &Names::of_service("a", "b", &[]), now, day).unwrap()
+    mint::serving(&authority, &facts, &Names::of_service("a", "b", &[]), now + day).unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -80,7 +80,7 @@ mod harness {
 
         pub(crate) fn issue(&self) -> Pair {
             let names = Names::of_service("rolecall", "shim", &["127.0.0.1".to_owned()]);
-            mint::serving(&self.pair, &self.facts, &names, now(), Duration::from_secs(3600)).unwrap()
+            mint::serving(&self.pair, &self.facts, &names, now() + Duration::from_secs(3600)).unwrap()
         }
     }
 

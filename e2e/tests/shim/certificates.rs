@@ -134,8 +134,7 @@ async fn files_that_are_exchanged_under_load_are_served_and_no_call_fails() {
 
 /// A serving certificate that expires then.
 fn serving(by: &Pair, names: &Names, expires: SystemTime) -> Pair {
-    let lifetime = Lifetimes::default().serving;
-    mint::serving(by, &facts(by), names, expires - lifetime, lifetime).unwrap()
+    mint::serving(by, &facts(by), names, expires).unwrap()
 }
 
 /// What a serving certificate is in the Secret.

@@ -1,42 +1,37 @@
 //! Keeps the shared Secret, the published `caBundle` and the served certificate right, beside other replicas.
 
 mod published;
+mod publishing;
+mod sharing;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    pin::pin,
-    time::Duration,
-};
+use std::{collections::HashMap, pin::pin, time::Duration};
 
-use futures_util::{Stream, StreamExt};
-use k8s_openapi::{
-    ByteString,
-    api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
-};
+use futures_util::{Stream, StreamExt, future::OptionFuture};
+use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret};
 use kube::{
     Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
-use rolecall_process::{drain, readiness::Latch, telemetry::chain};
+use rolecall_process::{drain, readiness::Latch, time::Clock};
 use rustls_pki_types::CertificateDer;
-use tokio::time::{Instant, MissedTickBehavior, interval};
-use tracing::{error, info, warn};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{error, warn};
 
 use self::published::Published;
 use super::{
-    bundle::Standing,
     mint::Names,
-    plan::{self, Due, Lifetimes, StepError},
-    serving::Serving,
-    stored::{self, Authority, Stored},
+    plan::{Lifetimes, StepError},
+    serving::{LoadError, Serving},
+    stored::{Authority, Stored},
 };
 use crate::kubernetes::told;
-use rolecall_process::time::{Clock, rfc3339};
 
 /// How often it is looked whether something is due, and a step that failed is tried again.
 const TICK: Duration = Duration::from_secs(5);
+
+/// How long an API server may go on with the `caBundle` that it had: in tests it took about a second.
+const BELIEVED_AFTER: Duration = Duration::from_secs(2);
 
 /// Who changes objects, as the API server records it.
 const FIELD_MANAGER: &str = "rolecall-shim";
@@ -117,7 +112,7 @@ enum Error {
     #[error(transparent)]
     Step(#[from] StepError),
     #[error("serve the certificate of the Secret {namespace}/{name}")]
-    Load { namespace: String, name: String, source: super::serving::LoadError },
+    Load { namespace: String, name: String, source: LoadError },
 }
 
 impl Metrics {
@@ -188,6 +183,7 @@ impl Keeper {
                 Some(seen) = secrets.next() => seen,
                 Some(seen) = configurations.next() => seen,
                 _ = ticks.tick() => Seen::Tick,
+                Some(()) = OptionFuture::from(self.believed_at().map(sleep_until)) => Seen::Tick,
                 () = drain.begun() => Seen::Drain,
             };
             match seen {
@@ -232,182 +228,6 @@ impl Keeper {
         published.and(served).map(|()| is_known)
     }
 
-    /// Does what is due to the Secret; what it holds then is the last that was good, even where this fails.
-    async fn keep(&mut self) -> Result<Option<Stored>, Error> {
-        let Some(stored) = self.shared().await? else { return Ok(None) };
-        self.last_good = Some(stored.clone());
-        let now = self.clock.now();
-        let next_published_for =
-            stored.next.as_ref().and_then(|next| self.published_for(&next.to_authority()));
-        if let Some(due) =
-            plan::due(Some(&stored), &self.config.names, next_published_for, now, &self.config.lifetimes)
-        {
-            let after = plan::step(due, Some(&stored), &self.config.names, now, &self.config.lifetimes)?;
-            if let Some(written) = self.write(&after, due.as_str()).await? {
-                self.last_good = Some(written.clone());
-                return Ok(Some(written));
-            }
-        }
-        Ok(Some(stored))
-    }
-
-    /// What the Secret holds; makes or restores it where it holds nothing good. `None` until it is known.
-    async fn shared(&mut self) -> Result<Option<Stored>, Error> {
-        let Some(secret) = &self.secret else { return Ok(None) };
-        let data = secret.as_ref().and_then(|secret| secret.data.as_ref());
-        let is_empty = data.is_none_or(|data| data.values().all(|value| value.0.is_empty()));
-        match Stored::read(|key| Some(data?.get(key)?.0.as_slice())) {
-            Ok(stored) => return Ok(Some(stored)),
-            Err(error) if !is_empty => {
-                if self.last_good.is_none() && !secret.as_ref().is_some_and(is_ours) {
-                    return Err(Error::Foreign {
-                        namespace: self.config.namespace.clone(),
-                        name: self.config.secret.clone(),
-                    });
-                }
-                warn!(secret = self.config.secret, error = %chain(&error), "the shared certificates are broken");
-            }
-            Err(_) => {}
-        }
-        // What this replica knew is what the others serve with: better than to begin anew.
-        let (stored, what) = match &self.last_good {
-            Some(known) => (known.clone(), "write the shared certificates back"),
-            None => {
-                let now = self.clock.now();
-                let due = Due::Create;
-                (plan::step(due, None, &self.config.names, now, &self.config.lifetimes)?, due.as_str())
-            }
-        };
-        self.write(&stored, what).await
-    }
-
-    /// Writes the Secret against the version that was read. `None` if another replica was faster; the watch brings
-    /// what it wrote.
-    async fn write(&mut self, stored: &Stored, what: &'static str) -> Result<Option<Stored>, Error> {
-        let data = stored.to_data().into_iter().map(|(key, value)| (key, ByteString(value))).collect();
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        let name = &self.config.secret;
-        let result = match self.secret.iter().flatten().next() {
-            Some(old) => {
-                let secret = Secret { data: Some(data), ..old.clone() };
-                self.secrets.replace(name, &params, &secret).await
-            }
-            None => {
-                let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
-                let secret = Secret { metadata, data: Some(data), ..Secret::default() };
-                self.secrets.create(&params, &secret).await
-            }
-        };
-        match result {
-            Ok(written) => {
-                self.metrics.steps.inc();
-                info!(secret = name, "{what}");
-                self.secret = Some(Some(written));
-                Ok(Some(stored.clone()))
-            }
-            // Created or changed by another meanwhile.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
-            // Deleted by another meanwhile: it is to be created next.
-            Err(kube::Error::Api(status)) if status.code == 404 && self.secret != Some(None) => {
-                self.secret = Some(None);
-                Ok(None)
-            }
-            Err(source) => Err(Error::Write {
-                namespace: self.config.namespace.clone(),
-                name: name.clone(),
-                source: Box::new(source),
-            }),
-        }
-    }
-
-    /// Sees to it that `caBundle` holds every authority that may be served with now.
-    async fn publish(&mut self, stored: &Stored) -> Result<(), Error> {
-        let Some(published) = &self.published else { return Ok(()) };
-        // While the Secret was exchanged by hand, this replica still serves with what it had before.
-        let required: Vec<Authority> = stored.authorities().chain(self.served_by.clone()).collect();
-        let now = Instant::now();
-        let due = match published.standing(&required) {
-            Standing::Exact => {
-                self.more_since = None;
-                false
-            }
-            // Another replica may still serve with what is superfluous here.
-            Standing::More => {
-                let since = *self.more_since.get_or_insert(now);
-                prune_after(self.config.lifetimes.settle) <= now.duration_since(since)
-            }
-            Standing::Less => true,
-        };
-        let mut patched = Ok(());
-        if due {
-            let params =
-                PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-            let keep_more = published.standing(&required) == Standing::Less;
-            let patch = Patch::Strategic(published.patch(&required, keep_more));
-            let name = &self.config.webhook_configuration;
-            patched = match self.configurations.patch(name, &params, &patch).await {
-                Ok(configuration) => {
-                    self.metrics.bundle_repairs.inc();
-                    info!(configuration = name, "put caBundle right");
-                    self.published = Some(Published::of(&configuration, &self.config));
-                    self.more_since = None;
-                    Ok(())
-                }
-                // Changed (409) or deleted (404) meanwhile: the watch brings what it is now.
-                Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(()),
-                Err(source) => Err(Error::Patch { name: name.clone(), source: Box::new(source) }),
-            };
-        }
-        let seen = self.published.as_ref();
-        self.published_since = required
-            .iter()
-            .filter(|authority| seen.is_some_and(|seen| seen.trusts(authority)))
-            .map(|authority| {
-                let der = authority.facts.der.clone();
-                let since = self.published_since.get(&der).copied().unwrap_or(now);
-                (der, since)
-            })
-            .collect();
-        patched
-    }
-
-    /// Serves the shared certificate once its authority is trusted; anything is better than nothing to serve.
-    fn serve(&mut self, stored: &Stored) -> Result<(), Error> {
-        let authority = stored.authority.to_authority();
-        let published_for = self.published_for(&authority);
-        let served = self.serving.facts();
-        let may_be_served = match &served {
-            None => true,
-            Some(facts) if facts.issuer == stored.serving.facts.issuer => true,
-            // Not every API server knows on the spot what was published.
-            Some(_) => published_for.is_some_and(|published| self.config.lifetimes.settle <= published),
-        };
-        let is_served = served.as_ref().is_some_and(|facts| facts.der == stored.serving.facts.der);
-        if !is_served && may_be_served {
-            let pair = &stored.serving.pair;
-            let facts =
-                self.serving.load(pair.certificate.as_bytes(), pair.key.as_bytes()).map_err(|source| {
-                    Error::Load {
-                        namespace: self.config.namespace.clone(),
-                        name: self.config.secret.clone(),
-                        source,
-                    }
-                })?;
-            self.served_by = Some(authority);
-            let expires = rfc3339(facts.expires);
-            info!(expires, "serve the certificate of the Secret");
-            self.loaded = None;
-        }
-        if published_for.is_some() {
-            self.trusted = None;
-        }
-        Ok(())
-    }
-
-    fn published_for(&self, authority: &Authority) -> Option<Duration> {
-        self.published_since.get(&authority.facts.der).map(Instant::elapsed)
-    }
-
     /// Says once what keeps `caBundle` from being put right.
     fn say_what_is_awaited(&mut self) {
         let name = &self.config.webhook_configuration;
@@ -436,20 +256,6 @@ impl Keeper {
             self.trouble = Some(text);
         }
     }
-}
-
-/// Whether a Secret whose content is broken was written by the shim once, by this replica or another.
-fn is_ours(secret: &Secret) -> bool {
-    let mut managers = secret.metadata.managed_fields.iter().flatten();
-    let has_key = |data: &BTreeMap<_, _>| data.contains_key(stored::OWN_KEY);
-    secret.data.as_ref().is_some_and(has_key)
-        || managers.any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
-}
-
-/// How long what is superfluous to this replica stays in `caBundle`. Another may still serve with it: it swaps its
-/// certificate once the new authority has settled and a tick has come.
-fn prune_after(settle: Duration) -> Duration {
-    settle * 2 + TICK * 2
 }
 
 /// One object by its name, for ever.

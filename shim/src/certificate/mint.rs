@@ -16,8 +16,9 @@ use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 
 use rolecall_process::time::from_unix_seconds;
 
-/// How far before its making a certificate is valid, for an API server whose clock is behind.
-pub const BACKDATED: Duration = Duration::from_secs(3600);
+/// Since when every certificate is valid. Were it the time of its making, what a replica makes whose clock is ahead
+/// would be believed by nobody else; and a key that is a second old gains nothing by a later begin.
+const VALID_FROM: SystemTime = SystemTime::UNIX_EPOCH;
 
 /// What the name of an authority starts with; random digits follow, so that no two are taken for each other.
 const AUTHORITY_NAME: &str = "rolecall-shim authority ";
@@ -40,8 +41,7 @@ pub struct Names(BTreeSet<String>);
 pub struct Facts {
     /// The whole certificate.
     pub der: CertificateDer<'static>,
-    /// When it was made: the begin of its validity without [`BACKDATED`].
-    pub made: SystemTime,
+    pub begins: SystemTime,
     pub expires: SystemTime,
     /// The DER of the subject's name.
     pub subject: Vec<u8>,
@@ -102,7 +102,7 @@ impl fmt::Debug for Pair {
     }
 }
 
-/// Makes a certificate authority that is valid from `now` for `lifetime`.
+/// Makes a certificate authority that expires `lifetime` after `now`.
 ///
 /// # Errors
 /// When the cryptography fails, which it does not.
@@ -111,32 +111,26 @@ pub fn authority(now: SystemTime, lifetime: Duration) -> Result<Pair, MintError>
     let key = new_key().map_err(fail)?;
     let name = format!("{AUTHORITY_NAME}{:016x}", fastrand::u64(..));
     let mut params = authority_params(&name);
-    params.not_before = (now - BACKDATED).into();
+    params.not_before = VALID_FROM.into();
     params.not_after = (now + lifetime).into();
     let certificate = params.self_signed(&key).map_err(fail)?;
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-/// Makes a serving certificate for `names`, signed by `authority`, valid from `now` for `lifetime`, but never
-/// longer than the authority.
+/// Makes a serving certificate for `names`, signed by `authority`, that expires at `until`, but never later than the
+/// authority.
 ///
 /// # Errors
 /// When `authority` is not one that [`authority`] made, or a name can be in no certificate.
-pub fn serving(
-    authority: &Pair,
-    facts: &Facts,
-    names: &Names,
-    now: SystemTime,
-    lifetime: Duration,
-) -> Result<Pair, MintError> {
+pub fn serving(authority: &Pair, facts: &Facts, names: &Names, until: SystemTime) -> Result<Pair, MintError> {
     let fail = |source| MintError { what: "serving certificate", source };
     let issuer_key = KeyPair::from_pem(&authority.key).map_err(fail)?;
     let issuer = Issuer::new(authority_params(&facts.common_name()), issuer_key);
     let key = new_key().map_err(fail)?;
     let mut params = CertificateParams::new(names.0.iter().cloned().collect::<Vec<_>>()).map_err(fail)?;
     params.distinguished_name.push(DnType::CommonName, "rolecall-shim");
-    params.not_before = (now - BACKDATED).into();
-    params.not_after = (now + lifetime).min(facts.expires).into();
+    params.not_before = VALID_FROM.into();
+    params.not_after = until.min(facts.expires).into();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
@@ -170,7 +164,7 @@ impl Facts {
         let validity = certificate.validity();
         Ok(Self {
             der: der.clone().into_owned(),
-            made: from_unix_seconds(validity.not_before.timestamp()) + BACKDATED,
+            begins: from_unix_seconds(validity.not_before.timestamp()),
             expires: from_unix_seconds(validity.not_after.timestamp()),
             subject: certificate.subject().as_raw().to_vec(),
             issuer: certificate.issuer().as_raw().to_vec(),
@@ -228,9 +222,9 @@ mod tests {
         let ca_facts = Facts::read(ca.certificate.as_bytes()).unwrap();
         let others = ["127.0.0.1".to_owned(), "fd00::1".to_owned(), "webhook.example".to_owned()];
         let names = Names::of_service("rolecall", "rolecall-shim", &others);
-        let pair = serving(&ca, &ca_facts, &names, now(), 90 * DAY).unwrap();
+        let pair = serving(&ca, &ca_facts, &names, now() + 90 * DAY).unwrap();
         let facts = Facts::read(pair.certificate.as_bytes()).unwrap();
-        assert_eq!((facts.made, facts.expires), (now(), now() + 90 * DAY));
+        assert_eq!((facts.begins, facts.expires), (VALID_FROM, now() + 90 * DAY));
         assert_eq!(facts.issuer, ca_facts.subject);
         assert!(names.are_among(&facts.names) && facts.names.len() == 6, "{:?}", facts.names);
         assert!(!Names::of_service("other", "rolecall-shim", &[]).are_among(&facts.names));
@@ -241,7 +235,7 @@ mod tests {
         let ca = authority(now(), 10 * DAY).unwrap();
         let ca_facts = Facts::read(ca.certificate.as_bytes()).unwrap();
         let names = Names::of_service("a", "b", &[]);
-        let pair = serving(&ca, &ca_facts, &names, now() + DAY, 90 * DAY).unwrap();
+        let pair = serving(&ca, &ca_facts, &names, now() + 91 * DAY).unwrap();
         assert_eq!(Facts::read(pair.certificate.as_bytes()).unwrap().expires, now() + 10 * DAY);
     }
 

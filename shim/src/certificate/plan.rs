@@ -1,4 +1,8 @@
 //! Decides what is due for the shared certificates. No clock, no I/O.
+//!
+//! Replicas may disagree about the time. No step makes anything end earlier than it did, and only what ends soon is
+//! made anew, so the replica whose clock is furthest ahead makes everything, the others find nothing to do, and no two
+//! of them undo each other's steps for ever.
 
 use std::time::{Duration, SystemTime};
 
@@ -80,23 +84,23 @@ pub fn due(
     let Some(stored) = stored else { return Some(Due::Create) };
     let authority = &stored.authority.facts;
     let serving = &stored.serving.facts;
-    if authority.expires <= now {
+    // What is made here begins long ago; what somebody else has put there may not have begun.
+    if authority.expires <= now || now < authority.begins {
         return Some(Due::Create);
     }
     if stored.next.is_some() && next_published_for.is_some_and(|published| lifetimes.settle <= published) {
         return Some(Due::Promote);
     }
-    let whole = serving.expires.duration_since(serving.made).unwrap_or_default();
     // A serving certificate that ends with its authority cannot be bettered by renewing it.
-    let ends_with_authority = serving.expires == authority.expires;
-    if !names.are_among(&serving.names) || (serving.made + whole * 2 / 3 <= now && !ends_with_authority) {
+    let ends_soon = serving.expires <= now + lifetimes.serving / 3 && serving.expires != authority.expires;
+    if !names.are_among(&serving.names) || ends_soon || now < serving.begins {
         return Some(Due::Renew);
     }
     let authority_left = authority.expires.duration_since(now).unwrap_or_default();
     if stored.next.is_none() && authority_left < lifetimes.authority / 5 {
         return Some(Due::Prepare);
     }
-    if stored.previous.is_some() && serving.made + lifetimes.retire <= now {
+    if stored.previous.is_some() && serving.expires + lifetimes.retire <= now + lifetimes.serving {
         return Some(Due::Retire);
     }
     None
@@ -114,29 +118,31 @@ pub fn step(
     lifetimes: &Lifetimes,
 ) -> Result<Stored, StepError> {
     let new_authority = || Ok::<_, StepError>(Read::new(mint::authority(now, lifetimes.authority)?)?);
-    let sign = |authority: &Read, names: &Names| {
-        let pair = mint::serving(&authority.pair, &authority.facts, names, now, lifetimes.serving)?;
+    let sign = |authority: &Read, names: &Names, until: SystemTime| {
+        let pair = mint::serving(&authority.pair, &authority.facts, names, until)?;
         Ok::<_, StepError>(Read::new(pair)?)
     };
+    let until = now + lifetimes.serving;
     let Some(stored) = stored else {
         let authority = new_authority()?;
-        let serving = sign(&authority, names)?;
+        let serving = sign(&authority, names, until)?;
         return Ok(Stored { authority, next: None, previous: None, serving });
     };
     let mut after = stored.clone();
+    let until = until.max(stored.serving.facts.expires);
     match due {
         Due::Create => return step(due, None, names, now, lifetimes),
         Due::Renew => {
             // While two versions of the shim want different names, neither takes the other's away.
             let missing = !names.are_among(&stored.serving.facts.names);
             let names = if missing { names.with(&stored.serving.facts.names) } else { names.clone() };
-            after.serving = sign(&stored.authority, &names)?;
+            after.serving = sign(&stored.authority, &names, until)?;
         }
         Due::Prepare => after.next = Some(new_authority()?),
         Due::Promote => {
             if let Some(next) = after.next.take() {
                 after.previous = Some(stored.authority.to_authority());
-                after.serving = sign(&next, names)?;
+                after.serving = sign(&next, names, until)?;
                 after.authority = next;
             }
         }
@@ -147,8 +153,10 @@ pub fn step(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
     use rolecall_process::time::from_unix_seconds;
+
+    use super::*;
 
     const LIFETIMES: Lifetimes = Lifetimes {
         authority: Duration::from_secs(1826 * 86_400),
@@ -262,5 +270,62 @@ mod tests {
         let other = step(Due::Create, None, &names(), start(), &LIFETIMES).unwrap();
         stored.serving = other.serving;
         assert!(read(&stored).is_err());
+    }
+
+    /// Does everything that is due to the replica whose clock is `skew` ahead of the true time, all of it published.
+    fn act(stored: &mut Option<Stored>, service: &str, now: SystemTime, skew: i64) -> usize {
+        let names = Names::of_service("rolecall", service, &[]);
+        let by = Duration::from_secs(skew.unsigned_abs());
+        let own = if skew < 0 { now - by } else { now + by };
+        for done in 0..5 {
+            let published = stored.as_ref().and_then(|stored| stored.next.as_ref()).map(|_| LIFETIMES.settle);
+            let Some(due) = due(stored.as_ref(), &names, published, own, &LIFETIMES) else { return done };
+            *stored = Some(step(due, stored.as_ref(), &names, own, &LIFETIMES).unwrap());
+        }
+        panic!("it does not come to rest: {:?}", due(stored.as_ref(), &names, None, own, &LIFETIMES));
+    }
+
+    #[test]
+    fn what_has_not_begun_is_made_anew() {
+        let stored = step(Due::Create, None, &names(), start(), &LIFETIMES).unwrap();
+        for (of_authority, of_serving, expect) in
+            [(0, 0, None), (2, 0, Some(Due::Create)), (0, 2, Some(Due::Renew))]
+        {
+            let mut stored = stored.clone();
+            stored.authority.facts.begins = start() + of_authority * DAY;
+            stored.serving.facts.begins = start() + of_serving * DAY;
+            assert_eq!(due(Some(&stored), &names(), None, start() + DAY / 2, &LIFETIMES), expect);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn replicas_with_wrong_clocks_neither_break_nor_fight_the_one_that_is_right(
+            skews in proptest::collection::vec((-40 * 365 * 86_400_i64..40 * 365 * 86_400, any::<bool>()), 1..3),
+            days in proptest::collection::vec(0..700_u32, 1..5),
+            right_is_first: bool,
+        ) {
+            let mut replicas: Vec<(i64, &str)> =
+                skews.into_iter().map(|(skew, renamed)| (skew, if renamed { "renamed" } else { "shim" })).collect();
+            replicas.insert(if right_is_first { 0 } else { replicas.len() }, (0, "shim"));
+            let mut stored = None;
+            let mut now = start();
+            for days in days {
+                now += days * DAY;
+                // Each mends what it minds, and what the others did to it; then nobody minds anything.
+                let rounds: Vec<usize> = (0..3)
+                    .map(|_| replicas.iter().map(|(skew, service)| act(&mut stored, service, now, *skew)).sum())
+                    .collect();
+                prop_assert_eq!(rounds[2], 0, "{:?}", rounds);
+                let stored = stored.as_ref().unwrap();
+                for facts in [&stored.authority.facts, &stored.serving.facts] {
+                    prop_assert!(facts.begins <= now && now < facts.expires);
+                }
+                prop_assert!(names().are_among(&stored.serving.facts.names));
+                prop_assert_eq!(&stored.serving.facts.issuer, &stored.authority.facts.subject);
+            }
+        }
     }
 }

@@ -3,11 +3,18 @@
 use std::sync::{Arc, Mutex};
 
 use http::{Method, Request, Response};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-use kube::client::Body;
+use k8s_openapi::{
+    ByteString, api::admissionregistration::v1::MutatingWebhook,
+    apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
+};
+use kube::{api::ObjectMeta, client::Body};
 use rolecall_process::readiness::Readiness;
+use tokio::time::advance;
 
-use super::*;
+use super::{
+    super::{bundle, plan, plan::Due},
+    *,
+};
 
 struct Fixture {
     keeper: Keeper,
@@ -108,4 +115,45 @@ async fn a_secret_of_somebody_else_is_left_alone_unless_it_was_ours_before() {
         assert!(keeper.act().await.unwrap());
         assert_eq!(*requests.lock().unwrap(), [Method::PUT]);
     }
+}
+
+/// The configuration, which trusts what `stored` needs.
+fn configuration(stored: &Stored, config: &SelfManagedConfig) -> Published {
+    let required: Vec<Authority> = stored.authorities().collect();
+    let mut webhook = MutatingWebhook { name: "pods".to_owned(), ..Default::default() };
+    webhook.client_config.ca_bundle = Some(ByteString(bundle::to_pem(&required)));
+    let configuration = MutatingWebhookConfiguration { webhooks: Some(vec![webhook]), ..Default::default() };
+    Published::of(&configuration, config)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_just_published_is_trusted_only_once_the_api_server_has_taken_it_up() {
+    let stored = stored("shim");
+    let Fixture { mut keeper, .. } = fixture(Some(secret(stored.to_data())), 200);
+    keeper.act().await.unwrap();
+    assert_eq!((keeper.believed_at(), keeper.trusted.is_some()), (None, true), "nobody trusts it");
+    keeper.published = Some(configuration(&stored, &keeper.config));
+    keeper.act().await.unwrap();
+    assert!(keeper.believed_at() == Some(Instant::now() + BELIEVED_AFTER) && keeper.trusted.is_some());
+    advance(BELIEVED_AFTER).await;
+    keeper.act().await.unwrap();
+    assert_eq!((keeper.believed_at(), keeper.trusted.is_some()), (None, false));
+}
+
+#[tokio::test]
+async fn what_has_not_begun_takes_no_place_of_what_is_served() {
+    let known = stored("shim");
+    let Fixture { mut keeper, .. } = fixture(Some(secret(known.to_data())), 200);
+    keeper.act().await.unwrap();
+    let served = keeper.serving.facts().unwrap();
+    // Somebody else's, by the same authority; it cannot be replaced here and now.
+    let names = Names::of_service("rolecall", "shim", &[]);
+    let mut early =
+        plan::step(Due::Renew, Some(&known), &names, Clock::system().now(), &Lifetimes::default()).unwrap();
+    early.serving.facts.begins = Clock::system().now() + Duration::from_secs(3600);
+    keeper.serve(&early).unwrap();
+    assert_eq!(keeper.serving.facts().unwrap().der, served.der);
+    early.serving.facts.begins = Clock::system().now();
+    keeper.serve(&early).unwrap();
+    assert_eq!(keeper.serving.facts().unwrap().der, early.serving.facts.der);
 }
