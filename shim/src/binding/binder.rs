@@ -1,16 +1,18 @@
 //! Weighs the sources of a binding.
 
+mod place;
+mod settings;
+
 use std::collections::BTreeMap;
 
-use rolecall_contract::{SessionDuration, annotation};
+use rolecall_contract::annotation;
 
-use super::{Binding, Decision, Lifetime, MAX_LIFETIME, MIN_LIFETIME, Method, Role, Sources};
+use self::place::{Place, WrittenRole};
+use super::{Binding, Decision, Method, Role, Sources};
 use crate::{
-    annotations::{Setting, Written},
-    config_map::Entry,
+    annotations::Setting,
     pod::PodView,
     policy::{Mode, Policy},
-    session_name::SessionName,
     wording::quoted,
 };
 
@@ -22,14 +24,6 @@ pub(super) struct Binder<'a> {
     sources: Sources<'a>,
     policy: &'a Policy,
     warnings: Vec<String>,
-}
-
-/// A role that somebody wrote, and where. The first place in this order counts.
-#[derive(Debug, Clone)]
-enum WrittenRole<'a> {
-    OnPod(Written<'a>),
-    OnServiceAccount(Written<'a>),
-    InConfigMap(&'a Entry),
 }
 
 impl<'a> Binder<'a> {
@@ -46,14 +40,22 @@ impl<'a> Binder<'a> {
     pub(super) fn decide(mut self) -> Decision {
         let written = self.written_role();
         let container_roles = self.container_roles();
-        let is_ours = written.as_ref().is_some_and(WrittenRole::is_ours) || !container_roles.is_empty();
         let is_identity = self.sources.identities.contains(self.namespace, self.service_account);
-        let binding = if is_identity && !is_ours {
-            Some(self.identity())
-        } else if written.is_some() || is_ours {
-            Some(self.role(written, container_roles))
-        } else {
-            None
+        let places = [
+            written.as_ref().map(WrittenRole::place),
+            (!container_roles.is_empty()).then_some(Place::OursOnServiceAccount),
+            is_identity.then_some(Place::Identity),
+        ];
+        let binding = match places.into_iter().flatten().min() {
+            None => None,
+            Some(Place::Identity) => Some(self.identity()),
+            Some(
+                Place::OursOnPod
+                | Place::CompatibleOnPod
+                | Place::OursOnServiceAccount
+                | Place::CompatibleOnServiceAccount
+                | Place::ConfigMap,
+            ) => Some(self.role(written, container_roles)),
         };
         self.warn_of_a_refused_role(binding.as_ref());
         if binding.is_some() {
@@ -83,7 +85,7 @@ impl<'a> Binder<'a> {
             Some(WrittenRole::InConfigMap(entry)) => Some(*entry),
             Some(WrittenRole::OnPod(_) | WrittenRole::OnServiceAccount(_)) | None => None,
         };
-        let role = written.as_ref().map(|written| self.read_role(&written.place(), written.text()));
+        let role = written.as_ref().map(|written| self.read_role(&written.described(), written.text()));
         let audience = self.audience(entry);
         let method = self.method(&audience);
         let session_duration = match method {
@@ -118,7 +120,8 @@ impl<'a> Binder<'a> {
             let entry = self.sources.config_map.find(self.namespace, self.service_account);
             entry.map(WrittenRole::InConfigMap)
         };
-        on_pod().or_else(on_service_account).or_else(in_config_map)
+        let written = [on_pod(), on_service_account(), in_config_map()];
+        written.into_iter().flatten().min_by_key(WrittenRole::place)
     }
 
     /// Roles of single containers: the ServiceAccount's, and over them the pod's where these are allowed.
@@ -248,161 +251,5 @@ impl<'a> Binder<'a> {
                 quoted(audience)
             )
         })
-    }
-
-    fn irsa(&mut self) -> Method {
-        let written = self.pod.annotation(annotation::SESSION_NAME);
-        let written = written.or_else(|| self.on_service_account(annotation::SESSION_NAME)).map(str::trim);
-        let Some(text) = written.filter(|text| !text.is_empty()) else {
-            return Method::Irsa { session_name: self.policy.session_name.clone() };
-        };
-        let session_name = text.parse::<SessionName>();
-        if let Err(error) = &session_name {
-            self.warnings.push(format!(
-                "{} is {} and does not count: {error}",
-                annotation::SESSION_NAME,
-                quoted(text)
-            ));
-        }
-        Method::Irsa { session_name: session_name.ok().or_else(|| self.policy.session_name.clone()) }
-    }
-
-    fn is_relative(&mut self) -> bool {
-        let written = self.pod.annotation(annotation::RELATIVE_URI);
-        let Some(text) = written.or_else(|| self.on_service_account(annotation::RELATIVE_URI)) else {
-            return false;
-        };
-        parse_bool(text.trim()).unwrap_or_else(|| {
-            self.warnings.push(format!(
-                "{} is {} and does not count; use true or false",
-                annotation::RELATIVE_URI,
-                quoted(text)
-            ));
-            false
-        })
-    }
-
-    fn audience(&self, entry: Option<&Entry>) -> String {
-        let on_service_account = self.find_on_service_account(Setting::Audience).map(|written| written.value);
-        let in_config_map = || entry.and_then(|entry| entry.audience.as_deref());
-        on_service_account.or_else(in_config_map).unwrap_or(&self.policy.audience).to_owned()
-    }
-
-    fn regional_sts(&mut self, entry: Option<&Entry>) -> Option<bool> {
-        let written = self.find_on_service_account(Setting::StsRegionalEndpoints);
-        let asked = written.and_then(|written| {
-            let value = parse_bool(written.value);
-            if value.is_none() {
-                self.warnings.push(format!(
-                    "{} is {} and does not count; use true or false",
-                    written.key,
-                    quoted(written.value)
-                ));
-            }
-            value
-        });
-        asked.or_else(|| entry.and_then(|entry| entry.use_regional_sts))
-    }
-
-    fn lifetime(&mut self, entry: Option<&Entry>) -> Lifetime {
-        let written = [
-            self.find_on_pod(Setting::TokenExpiration).map(|written| ("the pod", written)),
-            self.find_on_service_account(Setting::TokenExpiration)
-                .map(|written| ("the ServiceAccount", written)),
-        ];
-        for (place, written) in written.into_iter().flatten() {
-            let shown = format!("{} of {place} is {}", written.key, quoted(written.value));
-            match Lifetime::asked(written.value) {
-                None => self.warnings.push(format!("{shown} and does not count; use a number of seconds")),
-                Some((lifetime, is_corrected)) => {
-                    self.warn_of_correction(is_corrected, &shown, lifetime);
-                    return lifetime;
-                }
-            }
-        }
-        if let Some((entry, seconds)) = entry.and_then(|entry| Some((entry, entry.token_expiration?))) {
-            let (lifetime, is_corrected) = Lifetime::asked_seconds(seconds);
-            let shown = format!("TokenExpiration of {} in the ConfigMap is {seconds}", quoted(&entry.key));
-            self.warn_of_correction(is_corrected, &shown, lifetime);
-            return lifetime;
-        }
-        Lifetime::of_policy(self.policy.token_expiration)
-    }
-
-    fn warn_of_correction(&mut self, is_corrected: bool, shown: &str, lifetime: Lifetime) {
-        if is_corrected {
-            self.warnings.push(format!(
-                "{shown}, and {MIN_LIFETIME} to {MAX_LIFETIME} seconds are possible; it is taken as {}",
-                lifetime.seconds
-            ));
-        }
-    }
-
-    /// The ServiceAccount's; the pod's own stays where it is, and the daemon reads it there.
-    fn session_duration(&mut self) -> Option<SessionDuration> {
-        let on_pod = self.pod.annotation(annotation::SESSION_DURATION);
-        let text = on_pod.or_else(|| self.on_service_account(annotation::SESSION_DURATION))?.trim();
-        let duration = text.parse().ok().and_then(|seconds| SessionDuration::from_seconds(seconds).ok());
-        if duration.is_none() {
-            self.warnings.push(format!(
-                "{} is {} and does not count; use {} to {} seconds",
-                annotation::SESSION_DURATION,
-                quoted(text),
-                SessionDuration::MIN.as_seconds(),
-                SessionDuration::MAX.as_seconds()
-            ));
-        }
-        duration.filter(|_| on_pod.is_none())
-    }
-
-    fn find_on_pod(&self, setting: Setting) -> Option<Written<'a>> {
-        let pod = self.pod;
-        setting.find(|key| pod.annotation(key), self.policy.compatibility_prefix.as_deref())
-    }
-
-    fn find_on_service_account(&self, setting: Setting) -> Option<Written<'a>> {
-        let facts = self.sources.service_account?;
-        let get = |key: &str| facts.annotations.get(key).map(String::as_str);
-        setting.find(get, self.policy.compatibility_prefix.as_deref())
-    }
-
-    fn on_service_account(&self, key: &str) -> Option<&'a str> {
-        let facts = self.sources.service_account?;
-        facts.annotations.get(key).map(|value| value.trim()).filter(|value| !value.is_empty())
-    }
-}
-
-impl<'a> WrittenRole<'a> {
-    fn text(&self) -> &'a str {
-        match self {
-            Self::OnPod(written) | Self::OnServiceAccount(written) => written.value,
-            Self::InConfigMap(entry) => &entry.role_arn,
-        }
-    }
-
-    fn place(&self) -> String {
-        match self {
-            Self::OnPod(written) => format!("{} of the pod", written.key),
-            Self::OnServiceAccount(written) => format!("{} of the ServiceAccount", written.key),
-            Self::InConfigMap(entry) => format!("the role of {} in the ConfigMap", quoted(&entry.key)),
-        }
-    }
-
-    fn is_ours(&self) -> bool {
-        match self {
-            Self::OnPod(written) | Self::OnServiceAccount(written) => {
-                written.key.starts_with(annotation::PREFIX)
-            }
-            Self::InConfigMap(_) => false,
-        }
-    }
-}
-
-/// The words that the EKS webhook takes (Go's `strconv.ParseBool`).
-fn parse_bool(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
     }
 }

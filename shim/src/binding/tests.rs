@@ -69,12 +69,7 @@ fn sets() -> impl Iterator<Item = Vec<&'static str>> {
 fn the_first_place_in_the_order_of_precedence_wins() {
     let policy = Policy { pod_role_annotation_allowed: true, ..Policy::default() };
     for places in sets() {
-        // An identity comes before what the EKS webhook would have read, and after what only we read. A pod's own
-        // annotation under the compatibility prefix counts before its ServiceAccount's, but not before the file.
-        let is_hidden = places.contains(&"identity")
-            && places.contains(&"compatible on the pod")
-            && !places.contains(&"ours on the pod");
-        let expect = if is_hidden { Some("identity") } else { places.first().copied() };
+        let expect = places.first().copied();
         assert_eq!(winner(&places, &policy).as_deref(), expect, "{places:?}");
     }
 }
