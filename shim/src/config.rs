@@ -169,7 +169,7 @@ mod tests {
              --tls-secret=pod-identity-webhook --annotation-prefix= --token-mount-path=/tokens \
              --token-expiration=300 --aws-default-region=eu-west-1 --sts-regional-endpoint \
              --watch-config-map=T --compose-role-arn=false --watch-container-credentials-config=/etc/c.json \
-             --container-credentials-audience=a --container-credentials-token-mount-path=/b \
+             --container-credentials-audience=a --container-credentials-token-mount-path=/b/ \
              --container-credentials-token-volume-name=c --container-credentials-token-path=d \
              --container-credentials-full-uri=http://[fd00:ec2::23]/v1/credentials \
              --service-account-lookup-grace-period=100ms --resync-period=1m0s --enable-debugging-handlers=false \
@@ -197,6 +197,19 @@ mod tests {
         );
         check_mistake("--audience=", &["--audience \"\": ", "sts.amazonaws.com"]);
         check_mistake("--token-mount-path=tokens", &["--token-mount-path \"tokens\": ", "absolute"]);
+        check_mistake("--token-mount-path=/", &["--token-mount-path \"/\": ", "below the root"]);
+        check_mistake("--token-expiration=4294967297", &["--token-expiration 4294967297: ", "600 to"]);
+        check_mistake("--region=eu/central", &["--region \"eu/central\": ", "eu-central-1"]);
+        check_mistake("--namespace=a.b", &["--namespace \"a.b\": ", "63"]);
+        for (flag, value, remedy) in [
+            ("--container-credentials-audience", "", "pods.eks.amazonaws.com"),
+            ("--container-credentials-token-mount-path", "tokens", "absolute"),
+            ("--container-credentials-token-volume-name", "Token_1", "63 lower-case"),
+            ("--container-credentials-token-path", "../token", "name of a file"),
+            ("--container-credentials-full-uri", "169.254.170.23", "http://169.254.170.23/v1/credentials"),
+        ] {
+            check_mistake(&format!("{flag}={value}"), &[flag, &format!(" {value:?}: "), remedy]);
+        }
         check_mistake("--session-name={x}", &["--session-name \"{x}\": ", "{pod}"]);
         check_mistake("--endpoint-address=10.0.0.1", &["--endpoint-address 10.0.0.1: ", "169.254.170.23"]);
         check_mistake(
@@ -221,6 +234,11 @@ mod tests {
     #[test]
     fn what_is_corrected_or_weak_is_said_at_the_start() {
         check_warning("--token-expiration=60", &["--token-expiration 60", "600"]);
+        for line in ["--token-expiration=-1", "--token-expiration -1"] {
+            check_warning(line, &["--token-expiration -1", "600"]);
+            assert_eq!(good(line).policy.token_expiration, 600);
+        }
+        check_warning("--container-credentials-full-uri=http://10.0.0.1/x", &["http://10.0.0.1/x", "https"]);
         check_warning("--tls-min-version=1.0", &["--tls-min-version", "1.2"]);
         check_warning("--tls-cipher-suites=TLS_RSA_WITH_RC4_128_SHA", &["TLS_RSA_WITH_RC4_128_SHA"]);
         check_warning("--compose-role-arn", &["--base-role-arn"]);

@@ -72,8 +72,14 @@ pub struct PodArgs {
     )]
     pub token_mount_path: String,
     /// Lifetime of the tokens in seconds where no annotation says; less than 600 counts as 600
-    #[arg(long, env = "ROLECALL_SHIM_TOKEN_EXPIRATION", value_name = "SECONDS", default_value = "86400")]
-    pub token_expiration: u64,
+    #[arg(
+        long,
+        env = "ROLECALL_SHIM_TOKEN_EXPIRATION",
+        value_name = "SECONDS",
+        default_value = "86400",
+        allow_negative_numbers = true
+    )]
+    pub token_expiration: i64,
     /// Region for AWS_REGION and AWS_DEFAULT_REGION of the containers; absent: they are not set
     #[arg(long, visible_alias = "aws-default-region", env = "ROLECALL_SHIM_REGION", value_name = "REGION")]
     pub region: Option<String>,
