@@ -8,7 +8,6 @@ mod metadata;
 mod pods;
 mod process;
 mod sts;
-mod value;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
@@ -18,7 +17,6 @@ pub use self::{
     pods::{PodArgs, TokenArgs, WriteEvents},
     process::{AdminSocketArgs, LogArgs, ProcessArgs},
     sts::{SessionArgs, StsArgs},
-    value::ListenAddress,
 };
 use rolecall_process::telemetry::LogFilter;
 

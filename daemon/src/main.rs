@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::{
-    prctl,
-    resource::{Resource, getrlimit, setrlimit},
-};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rolecall_daemon::{
     app,
     args::{self, Command, Probe, RunArgs},
@@ -18,20 +15,13 @@ use rolecall_daemon::{
     node::cleanup,
 };
 use rolecall_process::{
+    exit::{FAILED, OS_ERROR, SOFTWARE, USAGE, say},
+    hardening,
     probe::{self, Question},
     signal::Signals,
     telemetry,
 };
 use tokio::runtime::{Builder, Runtime};
-
-/// A probe or a command was answered by no, or by nobody; also a drain that was cut short.
-const FAILED: u8 = 1;
-/// `EX_USAGE`: a flag or a variable has a wrong value; nothing was bound.
-const USAGE: u8 = 64;
-/// `EX_SOFTWARE`: a part of the daemon ended that must not.
-const SOFTWARE: u8 = 70;
-/// `EX_OSERR`: the system did not give an address, a file or a thread.
-const OS_ERROR: u8 = 71;
 
 /// Threads of the data plane. Its work is waiting; a node with many cores needs no more of them.
 const MAX_WORKERS: usize = 4;
@@ -91,7 +81,7 @@ fn run(args: RunArgs) -> ExitCode {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    harden();
+    hardening::close_memory();
     raise_file_limit(config.server.listener.max_connections);
     let runtime = match data_plane() {
         Ok(runtime) => runtime,
@@ -153,20 +143,6 @@ async fn signal() -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the memory of the process, in which there are tokens and credentials, from its neighbors.
-///
-/// Without it, a crash would write them to the node's disk, where they would lie until somebody looks; and a
-/// process of the same user could read them through `/proc` or attach a debugger. Failing is no reason not to
-/// serve: a container runtime may have taken the right to it.
-fn harden() {
-    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
-        tracing::warn!(%error, "turn core dumps off");
-    }
-    if let Err(error) = prctl::set_dumpable(false) {
-        tracing::warn!(%error, "close the memory of the process to others");
-    }
-}
-
 /// Takes every file descriptor that the process may have.
 ///
 /// The soft limit is often 1024, for the sake of programs that use `select`; it would stop the endpoint long
@@ -192,8 +168,4 @@ fn data_plane() -> io::Result<Runtime> {
         .thread_name("data-plane")
         .enable_all()
         .build()
-}
-
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -191,8 +191,8 @@ fn a_probe_of_no_daemon_says_so() {
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1));
         assert!(
-            message.starts_with(&format!("no daemon listens at {}: {cause}", socket.display()))
-                && message.ends_with("it is not running yet, or its --admin-socket is another\n"),
+            message.starts_with(&format!("nothing listens at {}: {cause}", socket.display()))
+                && message.ends_with("the program is not running yet, or its --admin-socket is another\n"),
             "{message}"
         );
     }
@@ -204,7 +204,7 @@ fn a_probe_of_a_daemon_that_is_stuck_gives_up() {
     let socket = dir.path().join("admin.sock");
     // The kernel accepts for it; nobody reads.
     let _stuck = UnixListener::bind(&socket).unwrap();
-    let message = format!("the daemon at {} gave no answer within 2s\n", socket.display());
+    let message = format!("the program at {} gave no answer within 2s\n", socket.display());
     check(&ask(&["probe", "live"], &socket), 1, "", &message);
 }
 

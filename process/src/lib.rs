@@ -4,11 +4,14 @@
 //! Logs ([`telemetry`]) and [`metrics`]; how tasks start and end ([`drain`], [`signal`]); whether the program can
 //! serve ([`readiness`]) and still turns ([`liveness`]); where that is told ([`admin`], [`mod@address`]) and asked
 //! ([`probe`]).
-//! What time it is ([`time`]). Nothing here knows AWS or Kubernetes.
+//! What time it is ([`time`]); what is typed ([`value`]), how a program ends ([`exit`]) and keeps its secrets
+//! ([`hardening`]). Nothing here knows AWS or Kubernetes.
 
 pub mod address;
 pub mod admin;
 pub mod drain;
+pub mod exit;
+pub mod hardening;
 pub mod liveness;
 pub mod metrics;
 pub mod probe;
@@ -16,3 +19,4 @@ pub mod readiness;
 pub mod signal;
 pub mod telemetry;
 pub mod time;
+pub mod value;

@@ -1,4 +1,4 @@
-//! The commands that ask a running daemon, over its Unix socket.
+//! The commands that ask a running program, over its Unix socket.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -16,7 +16,7 @@ use tokio::{net::UnixStream, time};
 use crate::telemetry::LogFilter;
 
 /// How long the whole exchange may take: a kubelet gives up on an exec probe after 1 s unless told otherwise, and
-/// a daemon that is well answers in a millisecond.
+/// one that is well answers in a millisecond.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest answer that is read, in bytes.
@@ -35,7 +35,7 @@ pub enum Question {
     SetLogLevel(LogFilter),
 }
 
-/// What the daemon said.
+/// What was said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// Whether it was a yes.
@@ -47,17 +47,17 @@ pub struct Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "no daemon listens at {}: {source}; it is not running yet, or its --admin-socket is another",
+        "nothing listens at {}: {source}; the program is not running yet, or its --admin-socket is another",
         path.display()
     )]
     NotThere { path: PathBuf, source: io::Error },
-    #[error("open {}: {source}; ask as the daemon's own user", path.display())]
+    #[error("open {}: {source}; ask as the program's own user", path.display())]
     NotAllowed { path: PathBuf, source: io::Error },
     #[error("connect to {}: {source}", path.display())]
     Connect { path: PathBuf, source: io::Error },
-    #[error("the daemon at {} gave no answer within {TIMEOUT:?}", path.display())]
+    #[error("the program at {} gave no answer within {TIMEOUT:?}", path.display())]
     TimedOut { path: PathBuf },
-    #[error("talk to the daemon at {}: {source}", path.display())]
+    #[error("talk to the program at {}: {source}", path.display())]
     Talk { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("start the event loop: {0}")]
     Runtime(io::Error),
@@ -90,7 +90,7 @@ pub fn run(question: &Question, socket: &Path) -> bool {
     }
 }
 
-/// Asks the daemon that listens at `socket`.
+/// Asks the program that listens at `socket`.
 ///
 /// # Errors
 /// When none listens, or none answers in time.

@@ -8,7 +8,6 @@ mod go;
 mod pods;
 mod process;
 mod sources;
-mod value;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use rolecall_process::telemetry::LogFilter;
@@ -19,7 +18,6 @@ pub use self::{
     pods::{NodeSelector, PodArgs},
     process::{AdminSocketArgs, EndpointArgs, LogArgs, ProcessArgs, Switch},
     sources::{IdentityArgs, KubernetesArgs, SourceArgs},
-    value::ListenAddress,
 };
 
 /// Points the pods of a cluster at the Rolecall daemon of their node.
@@ -189,7 +187,7 @@ mod tests {
     fn a_value_of_the_wrong_form_names_flag_value_and_remedy() {
         for (line, parts) in [
             ("--default-mode=both", ["--default-mode", "'both'", "container or irsa"]),
-            ("--listen=0.0.0.0", ["--listen", "'0.0.0.0'", "0.0.0.0:8443"]),
+            ("--listen=0.0.0.0", ["--listen", "'0.0.0.0'", "127.0.0.1:8080"]),
             ("--admin-listen=no", ["--admin-listen", "'no'", "or off"]),
             ("--take-over-irsa=maybe", ["--take-over-irsa", "'maybe'", "not a boolean"]),
             ("--no-daemon-node-selector=x", ["--no-daemon-node-selector", "'x'", "type=virtual-kubelet"]),
@@ -197,7 +195,7 @@ mod tests {
             ("--drain-delay=soon", ["--drain-delay", "'soon'", "20s"]),
             ("--missed-injection=maybe", ["--missed-injection", "'maybe'", "off"]),
             ("--listenn=x", ["--listenn", "unexpected argument", "--listen"]),
-            ("-listen=x", ["--listen", "'x'", "[::]:8443"]),
+            ("-listen=x", ["--listen", "'x'", "[::1]:8080"]),
         ] {
             let error = parse_from(["rolecall-shim", line]).unwrap_err();
             let message = error.to_string();

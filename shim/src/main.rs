@@ -7,11 +7,9 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::{
-    prctl,
-    resource::{Resource, setrlimit},
-};
 use rolecall_process::{
+    exit::{FAILED, OS_ERROR, SOFTWARE, USAGE, say},
+    hardening,
     probe::{self, Question},
     telemetry,
 };
@@ -21,15 +19,6 @@ use rolecall_shim::{
     config::Config,
 };
 use tokio::runtime::{Builder, Runtime};
-
-/// A probe or a command was answered by no, or by nobody; also a drain that was cut short.
-const FAILED: u8 = 1;
-/// `EX_USAGE`: a flag or a variable has a wrong value; nothing was bound.
-const USAGE: u8 = 64;
-/// `EX_SOFTWARE`: a part of the shim ended that must not.
-const SOFTWARE: u8 = 70;
-/// `EX_OSERR`: the system did not give an address, a file or a thread.
-const OS_ERROR: u8 = 71;
 
 /// Threads that answer reviews. A review is a fraction of a millisecond of work.
 const MAX_WORKERS: usize = 4;
@@ -83,7 +72,7 @@ fn run(args: RunArgs) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    harden();
+    hardening::close_memory();
     let runtime = match workers() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -110,20 +99,6 @@ fn run(args: RunArgs) -> ExitCode {
     }
 }
 
-/// Keeps the memory of the process, in which there are private keys and pods, from its neighbors.
-///
-/// Without it, a crash would write them to the node's disk, where they would lie until somebody looks; and a
-/// process of the same user could read them through `/proc` or attach a debugger. Failing is no reason not to
-/// serve: a container runtime may have taken the right to it.
-fn harden() {
-    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
-        tracing::warn!(%error, "turn core dumps off");
-    }
-    if let Err(error) = prctl::set_dumpable(false) {
-        tracing::warn!(%error, "close the memory of the process to others");
-    }
-}
-
 fn workers() -> io::Result<Runtime> {
     let cores = available_parallelism().map_or(1, usize::from);
     Builder::new_multi_thread()
@@ -131,8 +106,4 @@ fn workers() -> io::Result<Runtime> {
         .thread_name("webhook")
         .enable_all()
         .build()
-}
-
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

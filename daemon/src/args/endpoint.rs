@@ -3,8 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::ValueEnum;
-
-use super::value::{duration, socket_address};
+use rolecall_process::value::{duration, socket_address};
 
 /// What must tell who is asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

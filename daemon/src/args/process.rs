@@ -3,9 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, builder::BoolishValueParser};
-
-use super::value::{ListenAddress, duration};
-use rolecall_process::telemetry::{LogFilter, LogFormat};
+use rolecall_process::{
+    telemetry::{LogFilter, LogFormat},
+    value::{ListenAddress, duration},
+};
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Process")]

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use clap::{ArgAction, builder::BoolishValueParser};
-
-use super::value::duration;
+use rolecall_process::value::duration;
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "AWS STS")]

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, ValueEnum, builder::BoolishValueParser};
-
-use super::value::path;
+use rolecall_process::value::path;
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Certificate")]

@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, ValueEnum, builder::BoolishValueParser, value_parser};
-use rolecall_process::telemetry::{LogFilter, LogFormat};
-
-use super::value::{ListenAddress, duration, socket_address};
+use rolecall_process::{
+    telemetry::{LogFilter, LogFormat},
+    value::{ListenAddress, duration, socket_address},
+};
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Endpoint")]

@@ -3,8 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, builder::BoolishValueParser};
+use rolecall_process::value::{duration, path};
 
-use super::value::{duration, path};
 use crate::policy::ContainerCredentials;
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]

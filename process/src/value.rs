@@ -1,7 +1,8 @@
-//! The forms of values: times, addresses, switches.
+//! The forms of values on the command line: times, addresses, paths.
 
-use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use jiff::SignedDuration;
 
 /// An address to listen on, or the decision not to.
@@ -42,13 +43,26 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.trim().parse().map_err(|_| {
-        "write an IP address and a port, such as 169.254.170.23:80 or [fd00:ec2::23]:80".to_owned()
-    })
+/// A path that may be empty, which stands for none: a Go program takes it so.
+pub fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+/// An address of this machine with a port.
+///
+/// # Errors
+/// What to write instead.
+pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned())
+}
+
+/// A time with units, as here or as Go writes it; a bare number is seconds.
+///
+/// # Errors
+/// What to write instead.
+pub fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         return text.parse().map(Duration::from_secs).map_err(|_| "this is longer than time".to_owned());
@@ -74,6 +88,7 @@ mod tests {
             ("1h", 3_600_000),
             ("1h30m", 5_400_000),
             ("2m 5s", 125_000),
+            ("1m0s", 60_000),
         ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
