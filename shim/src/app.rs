@@ -30,12 +30,7 @@ use crate::{
     config::{CertificateConfig, Config, SourcesConfig},
     kubernetes::{self, ClientError},
     missed::{self, Missed},
-    server::{
-        endpoint::{Bodies, Endpoint},
-        listener::Server,
-        metrics::Metrics,
-        tls,
-    },
+    server::{bodies::Bodies, endpoint::Endpoint, listener::Server, metrics::Metrics, tls},
 };
 use rolecall_process::time::Clock;
 
@@ -344,4 +339,44 @@ fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
         };
         StartError::Listen { address, source, remedy }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_metric_is_documented_and_every_documented_metric_exists() {
+        let mut registry = metrics::registry();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let _ = Serving::new(provider, &mut registry);
+        let _ = (Metrics::register(&mut registry), keeper::Metrics::register(&mut registry));
+        let _ = missed::Metrics::register(&mut registry);
+        let _ = cache::service_accounts::Metrics::register(&mut registry);
+        let _ = cache::bindings::Metrics::register(&mut registry);
+        let _ = cache::identities::Metrics::register(&mut registry);
+        let _ = cache::lookup::Metrics::register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        // A counter's samples have an ending that its family has not.
+        let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let names = names.filter_map(|line| line.split_once(' ')).map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            _ => name.to_owned(),
+        });
+        let exist: BTreeSet<String> = names.filter(|name| name.starts_with("rolecall_shim_")).collect();
+        let docs = include_str!("../../docs/shim.md");
+        let (_, table) = docs.split_once("\n## Metrics\n").unwrap();
+        let quoted = table.split('`').skip(1).step_by(2);
+        let documented: BTreeSet<String> = quoted
+            .filter(|text| text.starts_with("rolecall_shim_"))
+            .map(|text| text.split('{').next().unwrap_or_default().to_owned())
+            .collect();
+        assert_eq!(exist, documented);
+        for outcome in crate::mutate::Outcome::ALL {
+            assert!(table.contains(&format!("`{}`", outcome.as_str())), "{outcome:?}");
+        }
+    }
 }

@@ -4,6 +4,8 @@ mod placement;
 
 use serde_json::{Map, Value};
 
+use crate::wording;
+
 /// A pod as it stands in the review. A field of an unexpected kind counts as absent.
 #[derive(Debug, Clone, Copy)]
 pub struct PodView<'a>(&'a Value);
@@ -104,8 +106,8 @@ impl<'a> PodView<'a> {
     /// The name, or what the API server will make one of, with an ellipsis where its own part will be.
     pub fn shown_name(self) -> String {
         match (self.name(), self.text("/metadata/generateName")) {
-            (Some(name), _) => name.to_owned(),
-            (None, Some(base)) => format!("{base}…"),
+            (Some(name), _) => wording::name(name),
+            (None, Some(base)) => format!("{}…", wording::name(base)),
             (None, None) => "(unnamed)".to_owned(),
         }
     }

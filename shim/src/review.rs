@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     mutate::Mutation,
     pod::{PodError, PodView},
-    wording::quoted,
+    wording::{self, quoted},
 };
 
 /// A question that can be answered.
@@ -150,7 +150,13 @@ pub fn parse(body: &[u8]) -> Result<Review, ReviewError> {
     let namespace = namespace.or_else(|| pod.namespace().map(str::to_owned)).unwrap_or_default();
     let is_pod_creation = is_pod && is_main && request.operation == "CREATE";
     if is_pod_creation && let Err(error) = pod.check() {
-        return Err(ReviewError::Pod { uid: request.uid, version, namespace, pod: pod.shown_name(), error });
+        return Err(ReviewError::Pod {
+            uid: request.uid,
+            version,
+            namespace: wording::name(&namespace),
+            pod: pod.shown_name(),
+            error,
+        });
     }
     Ok(Review { version, uid: request.uid, namespace, is_pod_creation, object: request.object })
 }
@@ -197,7 +203,7 @@ impl Review {
             let json = serde_json::to_vec(&mutation.patch).expect("a patch has only string keys");
             STANDARD.encode(json)
         });
-        let place = format!("{}/{}", self.namespace, self.pod().shown_name());
+        let place = format!("{}/{}", wording::name(&self.namespace), self.pod().shown_name());
         let response = Response {
             uid: &self.uid,
             allowed: true,
@@ -232,18 +238,39 @@ impl ReviewError {
     }
 }
 
-/// Most bytes of all warnings together: the API server drops what is beyond 4096.
+/// Most bytes of all warnings together: beyond 4096 characters the API server cuts and drops them.
 const MAX_WARNINGS: usize = 4096;
 
+/// Most characters of one: of the first that are too long together, the API server keeps as many.
+///
+/// <https://github.com/kubernetes/enhancements/tree/master/keps/sig-api-machinery/1693-warnings>
+const MAX_WARNING: usize = 256;
+
+/// Room for the last one, which says how many have no room.
+const LAST: usize = MAX_WARNING + 64;
+
+/// What of `warnings` the API server will pass on; none goes without a word.
 fn shown(place: &str, warnings: &[String]) -> Vec<String> {
-    let mut length = 0;
-    let texts = warnings.iter().map(|warning| format!("rolecall: {place}: {warning}"));
-    texts
-        .take_while(|text| {
-            length += text.len();
-            length <= MAX_WARNINGS
-        })
-        .collect()
+    let texts: Vec<String> = warnings.iter().map(|warning| warning_of(place, warning)).collect();
+    if texts.iter().map(String::len).sum::<usize>() <= MAX_WARNINGS {
+        return texts;
+    }
+    let (mut kept, left_out) = wording::fitting(texts, MAX_WARNINGS - LAST);
+    kept.push(warning_of(
+        place,
+        &format!("{left_out} more warnings have no room here; the shim's log has them"),
+    ));
+    kept
+}
+
+/// A warning that is not too long. The place is cut first, for whoever reads it knows what they have just made.
+fn warning_of(place: &str, warning: &str) -> String {
+    let (prefix, between) = ("rolecall: ", ": ");
+    let others = prefix.len() + between.len() + warning.chars().count();
+    // One for the sign that something was cut.
+    let place = wording::cut(place, MAX_WARNING.saturating_sub(others + 1).max(32));
+    let text = format!("{prefix}{place}{between}{warning}");
+    if text.chars().count() <= MAX_WARNING { text } else { wording::cut(&text, MAX_WARNING - 1) }
 }
 
 fn write(version: Version, response: Response<'_>) -> Vec<u8> {

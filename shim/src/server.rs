@@ -1,8 +1,10 @@
 //! The webhook: TLS, HTTP, and the answer to each review.
 
+pub mod bodies;
 pub mod endpoint;
 pub mod listener;
 pub mod metrics;
+mod places;
 pub mod tls;
 
 use std::net::SocketAddr;

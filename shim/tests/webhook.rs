@@ -4,6 +4,7 @@
 
 mod harness {
     use std::{
+        io,
         net::SocketAddr,
         sync::Arc,
         time::{Duration, UNIX_EPOCH},
@@ -32,17 +33,12 @@ mod harness {
             mint::{self, Facts, Pair},
         },
         policy::Policy,
-        server::{
-            endpoint::{Bodies, Endpoint},
-            listener::Server,
-            metrics::Metrics,
-            tls,
-        },
+        server::{bodies::Bodies, endpoint::Endpoint, listener::Server, metrics::Metrics, tls},
     };
     use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::{TcpListener, TcpStream},
+        net::{TcpListener, TcpSocket, TcpStream},
         sync::watch,
     };
     use tokio_rustls::{TlsConnector, client::TlsStream, rustls};
@@ -101,7 +97,7 @@ mod harness {
             // An API server that never answers.
             let client = Client::new(
                 tower::service_fn(|_: http::Request<Body>| {
-                    std::future::pending::<Result<http::Response<Body>, std::io::Error>>()
+                    std::future::pending::<Result<http::Response<Body>, io::Error>>()
                 }),
                 "default",
             );
@@ -152,6 +148,14 @@ mod harness {
             connect(self.address, &[&self.authority], &rustls::version::TLS13).await.unwrap()
         }
 
+        /// Connects as another peer.
+        pub(crate) async fn connect_from(&self, peer: [u8; 4]) -> io::Result<TlsStream<TcpStream>> {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((peer, 0).into())?;
+            let stream = socket.connect(self.address).await?;
+            set_up(stream, &[&self.authority], &rustls::version::TLS13).await
+        }
+
         pub(crate) async fn send(&self, request: &str) -> Reply {
             let mut stream = self.connect().await;
             exchange(&mut stream, request).await
@@ -162,7 +166,15 @@ mod harness {
         address: SocketAddr,
         trusted: &[&Authority],
         version: &'static rustls::SupportedProtocolVersion,
-    ) -> std::io::Result<TlsStream<TcpStream>> {
+    ) -> io::Result<TlsStream<TcpStream>> {
+        set_up(TcpStream::connect(address).await?, trusted, version).await
+    }
+
+    async fn set_up(
+        stream: TcpStream,
+        trusted: &[&Authority],
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> io::Result<TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         for authority in trusted {
             roots
@@ -176,7 +188,6 @@ mod harness {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let name = ServerName::try_from("shim.rolecall.svc").unwrap();
-        let stream = TcpStream::connect(address).await?;
         TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 
@@ -415,22 +426,18 @@ async fn a_replica_that_leaves_answers_on_and_lets_go_of_its_callers() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_and_a_silent_one_stops_no_other() {
-    let webhook = Webhook::start(Duration::ZERO, 2).await;
+async fn who_takes_all_places_keeps_nobody_else_out() {
+    let webhook = Webhook::start(Duration::ZERO, 3).await;
     let silent = tokio::net::TcpStream::connect(webhook.address).await.unwrap();
-    let busy = webhook.connect().await;
-    let waiting = webhook.connect();
-    tokio::pin!(waiting);
-    // Not even its handshake is answered while there is no place.
-    tokio::select! {
-        biased;
-        _ = &mut waiting => panic!("there was a place"),
-        () = async { for _ in 0..1000 { tokio::task::yield_now().await } } => {}
-    }
-    drop(busy);
-    let mut served = waiting.await;
-    assert_eq!(exchange(&mut served, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 200);
-    drop(silent);
+    let mut idle = [webhook.connect().await, webhook.connect().await];
+    let mut other = webhook.connect_from([127, 0, 0, 2]).await.unwrap();
+    assert_eq!(exchange(&mut other, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 200);
+    // The place is that of the connection which has been idle for the longest time.
+    let mut buffer = [0];
+    silent.readable().await.unwrap();
+    assert!(matches!(silent.try_read(&mut buffer), Ok(0) | Err(_)));
+    assert!(webhook.connect_from([127, 0, 0, 1]).await.is_err(), "who holds the most gets no more");
+    assert_eq!(exchange(&mut idle[0], "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 200);
 }
 
 #[tokio::test]

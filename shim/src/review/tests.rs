@@ -57,11 +57,50 @@ fn a_patch_and_warnings_are_part_of_the_answer() {
 }
 
 #[test]
-fn warnings_beyond_what_the_api_server_keeps_are_left_out() {
+fn warnings_beyond_what_the_api_server_keeps_are_counted() {
     let review = read(json!({})).unwrap();
-    let long = "w".repeat(2000);
-    let response = answer(&review, &mutation(Vec::new(), &[&long, &long, &long]));
-    assert_eq!(response["response"]["warnings"].as_array().unwrap().len(), 2);
+    let of = |count: usize| {
+        let long = "w".repeat(200);
+        let answer = answer(&review, &mutation(Vec::new(), &vec![long.as_str(); count]));
+        let warnings = answer["response"]["warnings"].as_array().unwrap().clone();
+        let texts: Vec<String> = warnings.iter().map(|text| text.as_str().unwrap().to_owned()).collect();
+        assert!(texts.iter().map(|text| text.chars().count()).sum::<usize>() <= MAX_WARNINGS);
+        texts
+    };
+    assert_eq!(of(18).len(), 18);
+    for count in [19, 40, 10_000] {
+        let texts = of(count);
+        let left_out = count + 1 - texts.len();
+        let (last, kept) = texts.split_last().unwrap();
+        assert!(kept.iter().all(|text| text.ends_with("www")));
+        assert!(last.contains(&format!(": {left_out} more warnings")), "{last}");
+    }
+}
+
+#[test]
+fn a_warning_keeps_its_remedy_however_long_the_names_are() {
+    let name = "a".repeat(253);
+    let review =
+        read(json!({"/request/namespace": "n".repeat(63), "/request/object/metadata/name": name})).unwrap();
+    let warning = format!("{}; do this", "w".repeat(180));
+    let answer = answer(&review, &mutation(Vec::new(), &[&warning]));
+    let text = answer["response"]["warnings"][0].as_str().unwrap();
+    assert!(
+        text.chars().count() <= MAX_WARNING
+            && text.ends_with("; do this")
+            && text.starts_with("rolecall: nnn")
+    );
+}
+
+#[test]
+fn what_a_review_calls_a_pod_is_cut() {
+    let endless = "x\n".repeat(100_000);
+    let review = read(json!({"/request/object/metadata/name": endless})).unwrap();
+    assert!(review.pod().shown_name().len() < 300 && !review.pod().shown_name().contains('\n'));
+    let mistake = read(json!({
+        "/request/object/metadata/name": endless, "/request/namespace": endless, "/request/object/spec": 1
+    }));
+    assert!(mistake.unwrap_err().to_string().len() < 1000);
 }
 
 #[test]

@@ -2,47 +2,35 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use rolecall_process::readiness::Readiness;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::watch,
     time::{Instant, timeout},
 };
 use tracing::{debug, error, info, warn};
 
-use super::metrics::{Metrics, Unanswered};
+use super::{
+    bodies::{Bodies, BodyError, MAX_BODY},
+    metrics::{Metrics, Unanswered},
+};
 use crate::{
     cache::Known,
     mutate::{Mutation, Outcome, mutate},
     policy::Policy,
     review::{self, Review, ReviewError},
+    wording,
 };
 
 /// Where the API server sends reviews, as with the EKS webhook.
 pub const PATH: &str = "/mutate";
 
-/// Largest review. The API server takes no request above 3 MiB, and sends a new pod once.
-const MAX_BODY: usize = 4 * 1024 * 1024;
-
 const TOO_LARGE: &str = "a review has at most 4 MiB, and fewer where it holds very many small objects\n";
-
-/// Bytes of all the bodies that are in memory at a time. Whoever reaches the port can send some.
-const MAX_BODIES: usize = 24 * 1024 * 1024;
-
-/// Bytes of all that is read from them at a time, as [`weight`] estimates it: a body of many small objects takes a
-/// hundred times its length.
-const MAX_READ: usize = 256 * 1024 * 1024;
-
-/// Bytes that the smallest object, array and value take where JSON is read into a tree.
-const OBJECT: usize = 672;
-const ARRAY: usize = 176;
-const VALUE: usize = 32;
 
 /// How long a request's body may take to arrive.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
@@ -65,23 +53,6 @@ pub struct Endpoint {
     pub started: watch::Receiver<bool>,
     pub metrics: Metrics,
     pub bodies: Bodies,
-}
-
-/// Room for bodies, in bytes. A body takes what has arrived of it, not what it announces: otherwise a few callers who
-/// announce much and send nothing would keep everybody out.
-pub struct Bodies {
-    bytes: Semaphore,
-    read: Semaphore,
-}
-
-/// What a body takes of it.
-type Room<'a> = (SemaphorePermit<'a>, SemaphorePermit<'a>);
-
-/// Why a body is not read.
-enum BodyError {
-    TooLarge,
-    NoRoom,
-    EndedEarly,
 }
 
 impl Endpoint {
@@ -213,65 +184,18 @@ impl Endpoint {
     }
 }
 
-impl Bodies {
-    async fn read<B>(&self, body: B) -> Result<(Vec<u8>, Room<'_>), BodyError>
-    where
-        B: hyper::body::Body,
-    {
-        let mut body = pin!(body);
-        let mut room = room(&self.bytes, 0)?;
-        let mut read = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| BodyError::EndedEarly)?;
-            let Ok(mut data) = frame.into_data() else { continue };
-            if MAX_BODY - read.len() < data.remaining() {
-                return Err(BodyError::TooLarge);
-            }
-            room.merge(self::room(&self.bytes, data.remaining())?);
-            while data.has_remaining() {
-                let chunk = data.chunk();
-                read.extend_from_slice(chunk);
-                let length = chunk.len();
-                data.advance(length);
-            }
-        }
-        let weight = weight(&read);
-        if MAX_READ < weight {
-            return Err(BodyError::TooLarge);
-        }
-        Ok((read, (room, self::room(&self.read, weight)?)))
-    }
-}
+/// Most bytes of the warnings in one line of the log.
+const MAX_LOGGED: usize = 32 * 1024;
 
-impl Default for Bodies {
-    fn default() -> Self {
-        Self { bytes: Semaphore::new(MAX_BODIES), read: Semaphore::new(MAX_READ) }
-    }
-}
-
-fn room(all: &Semaphore, bytes: usize) -> Result<SemaphorePermit<'_>, BodyError> {
-    let bytes = u32::try_from(bytes).map_err(|_| BodyError::TooLarge)?;
-    all.try_acquire_many(bytes).map_err(|_| BodyError::NoRoom)
-}
-
-/// What the tree of this JSON takes at most, in bytes. What stands in strings counts too, so it may be less.
-fn weight(json: &[u8]) -> usize {
-    let of = |byte: &u8| match byte {
-        b'{' => OBJECT,
-        b'[' => ARRAY,
-        b',' => VALUE,
-        _ => 1,
-    };
-    json.iter().map(of).sum()
-}
-
-/// One line per pod that was changed or that there is something to say about. Nothing of the pod but its name.
+/// One line per pod that was changed or that there is something to say about. Nothing of the pod but its name, and
+/// nothing as long as somebody likes: a review says what it wants.
 fn log(review: &Review, mutation: &Mutation) {
-    let (namespace, pod) = (review.namespace(), review.pod().shown_name());
-    let (service_account, outcome) = (review.service_account(), mutation.outcome.as_str());
+    let (namespace, pod) = (wording::name(review.namespace()), review.pod().shown_name());
+    let (service_account, outcome) = (wording::name(review.service_account()), mutation.outcome.as_str());
     if !mutation.warnings.is_empty() {
-        let warnings = mutation.warnings.join("; ");
-        warn!(namespace, pod, service_account, outcome, warnings, "reviewed a pod with warnings");
+        let (kept, left_out) = wording::fitting(mutation.warnings.clone(), MAX_LOGGED);
+        let warnings = kept.join("; ");
+        warn!(namespace, pod, service_account, outcome, warnings, left_out, "reviewed a pod with warnings");
     } else if !mutation.patch.is_empty() {
         info!(namespace, pod, service_account, outcome, "injected a pod");
     } else {
@@ -312,41 +236,4 @@ fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Ful
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn bodies_take_room_as_long_as_they_are_needed_and_no_more_than_there_is() {
-        let bodies = Bodies::default();
-        let largest = || Full::new(Bytes::from(vec![b' '; MAX_BODY]));
-        let mut held = Vec::new();
-        for _ in 0..MAX_BODIES / MAX_BODY {
-            held.push(bodies.read(largest()).await.ok().unwrap());
-        }
-        assert!(matches!(bodies.read(Full::new(Bytes::from_static(b"{}"))).await, Err(BodyError::NoRoom)));
-        held.pop();
-        assert_eq!(bodies.read(largest()).await.ok().unwrap().0.len(), MAX_BODY);
-        // Nothing stays taken by a body that is refused.
-        let too_large = Full::new(Bytes::from(vec![b' '; MAX_BODY + 1]));
-        assert!(matches!(bodies.read(too_large).await, Err(BodyError::TooLarge)));
-        assert_eq!(bodies.bytes.available_permits(), MAX_BODY);
-    }
-
-    #[tokio::test]
-    async fn a_body_takes_room_for_what_is_read_of_it_too() {
-        let bodies = Bodies::default();
-        let of = |count: usize| Full::new(Bytes::from(br#"{"":0},"#.repeat(count)));
-        let half = MAX_READ / 2 / (OBJECT + VALUE + 5);
-        let held = [bodies.read(of(half)).await.ok().unwrap(), bodies.read(of(half)).await.ok().unwrap()];
-        assert!(matches!(bodies.read(of(half)).await, Err(BodyError::NoRoom)));
-        drop(held);
-        assert!(matches!(bodies.read(of(2 * half + 2)).await, Err(BodyError::TooLarge)));
-        assert_eq!(
-            (bodies.bytes.available_permits(), bodies.read.available_permits()),
-            (MAX_BODIES, MAX_READ)
-        );
-    }
 }

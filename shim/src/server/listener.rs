@@ -8,13 +8,16 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rolecall_process::drain;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tracing::{debug, warn};
 
-use super::{endpoint::Endpoint, metrics::Metrics};
+use super::{
+    endpoint::Endpoint,
+    metrics::Metrics,
+    places::{Admission, Arriving, Place, Places},
+};
 
 /// Pauses after failures to accept: the first, and the longest. Out of file descriptors, the kernel keeps the
 /// connection in its queue, and accepting it again at once would fail again at once.
@@ -35,7 +38,7 @@ const READ_BUFFER: usize = 32 * 1024;
 pub struct Server {
     endpoint: Arc<Endpoint>,
     tls: TlsAcceptor,
-    connections: Arc<Semaphore>,
+    places: Places,
     metrics: Metrics,
     tasks: drain::Tasks,
     /// Begins before the drain: calls are still taken, but each is the last of its connection.
@@ -51,8 +54,8 @@ impl Server {
         leaving: drain::Watch,
     ) -> Self {
         let metrics = endpoint.metrics.clone();
-        let connections = Arc::new(Semaphore::new(max_connections));
-        Self { endpoint: Arc::new(endpoint), tls: tls.into(), connections, metrics, tasks, leaving }
+        let places = Places::new(max_connections);
+        Self { endpoint: Arc::new(endpoint), tls: tls.into(), places, metrics, tasks, leaving }
     }
 
     /// Accepts on `listener` until the drain begins. No error ends it.
@@ -60,8 +63,6 @@ impl Server {
         let drain = self.tasks.watch();
         let mut pause = PAUSES.0;
         loop {
-            // Taken before accepting: what cannot be served stays in the kernel's queue.
-            let Ok(place) = self.connections.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
                 biased;
                 () = drain.begun() => return,
@@ -70,11 +71,20 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     pause = PAUSES.0;
-                    let connection = self.clone().serve(stream, peer);
-                    self.tasks.spawn("connection", async move {
-                        connection.await;
-                        drop(place);
-                    });
+                    // Never left in the kernel's queue, where one peer's would stand before another's.
+                    let place = match self.places.take(peer.ip().to_canonical()) {
+                        Admission::Free(place) => place,
+                        Admission::Displacing(place) => {
+                            self.metrics.displaced.inc();
+                            place
+                        }
+                        Admission::Refused => {
+                            self.metrics.refused.inc();
+                            debug!(%peer, "there is no room for another connection");
+                            continue;
+                        }
+                    };
+                    self.tasks.spawn("connection", self.clone().keep(stream, peer, Arc::new(place)));
                 }
                 Err(error) => {
                     self.metrics.accept_errors.inc();
@@ -88,7 +98,15 @@ impl Server {
         }
     }
 
-    async fn serve(self, stream: TcpStream, peer: SocketAddr) {
+    /// Serves a connection until it ends or its place is another's.
+    async fn keep(self, stream: TcpStream, peer: SocketAddr, place: Arc<Place>) {
+        tokio::select! {
+            () = self.serve(stream, peer, &place) => {}
+            () = place.displaced() => debug!(%peer, "a connection gave way to one of a peer that holds fewer"),
+        }
+    }
+
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr, place: &Arc<Place>) {
         let _open = Open::new(&self.metrics);
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "cannot set TCP_NODELAY");
@@ -108,7 +126,9 @@ impl Server {
             }
         };
         let service = service_fn(|request: Request<Incoming>| async {
+            let request = request.map(|body| Arriving { body, place: place.clone() });
             let mut response = self.endpoint.answer(request).await;
+            place.set_answered(false);
             if self.leaving.has_begun() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

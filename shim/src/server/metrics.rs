@@ -23,6 +23,8 @@ pub struct Metrics {
     duration: Histogram,
     cpu: Histogram,
     pub(super) open: Gauge,
+    pub(super) displaced: Counter,
+    pub(super) refused: Counter,
     pub(super) accept_errors: Counter,
     pub(super) handshake_errors: Counter,
 }
@@ -75,6 +77,8 @@ impl Metrics {
             duration: Histogram::new(exponential_buckets(0.000_1, 2.5, 13)),
             cpu: Histogram::new(exponential_buckets(0.000_01, 2.5, 10)),
             open: Gauge::default(),
+            displaced: Counter::default(),
+            refused: Counter::default(),
             accept_errors: Counter::default(),
             handshake_errors: Counter::default(),
         };
@@ -102,6 +106,16 @@ impl Metrics {
             metrics.cpu.clone(),
         );
         registry.register("shim_connections_open", "Open connections", metrics.open.clone());
+        registry.register(
+            "shim_connections_displaced",
+            "Idle connections that were closed for those of peers that hold fewer, all places being taken",
+            metrics.displaced.clone(),
+        );
+        registry.register(
+            "shim_connections_refused",
+            "Connections that were closed at once, all places being taken by peers that hold fewer or are busy",
+            metrics.refused.clone(),
+        );
         registry.register(
             "shim_accept_errors",
             "Failures to accept a connection",
