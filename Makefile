@@ -51,6 +51,24 @@ test: tools ## Run all tests: the fast ones, then those against real parts
 test-fast: ## Run the tests that need no root, no cluster and no network
 	@cargo test --locked --workspace --exclude rolecall-e2e
 
+# Coverage-guided search by libFuzzer. What it needs of the compiler, the stable one has; the sanitizers, which it has
+# not, look for mistakes that a program without unsafe code does not make. `make test` replays the corpus.
+FUZZ_TARGETS := review config_map role_arn
+FUZZ_SECONDS ?= 60
+FUZZ_COVERAGE := -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-, \
+	level=4 inline-8bit-counters pc-table trace-compares)
+FUZZ_RUN = cargo run --locked --release --manifest-path shim/fuzz/Cargo.toml --bin
+
+.PHONY: fuzz
+fuzz: ## Search for inputs that break the shim's parsers, each for FUZZ_SECONDS (60)
+	@scripts/tools check cargo c++
+	@host=$$(rustc -vV | sed -n 's/^host: //p'); \
+	for target in $(FUZZ_TARGETS); do \
+		found=$(CARGO_TARGET_DIR)/fuzz/$$target; mkdir -p "$$found"; \
+		RUSTFLAGS="$(FUZZ_COVERAGE)" $(FUZZ_RUN) $$target --target "$$host" -- -max_total_time=$(FUZZ_SECONDS) \
+			-max_len=65536 -artifact_prefix="$$found-" "$$found" shim/fuzz/corpus/$$target; \
+	done
+
 .PHONY: ci
 ci: format lint docs deny test ## Everything that must pass before a change is accepted
 
