@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 
 use rolecall_contract::annotation;
@@ -41,13 +41,14 @@ async fn every_metric_of_the_documentation_moves_and_no_other_is_there() {
     let flags = [
         format!("--kubeconfig={}", kubeconfig.display()),
         format!("--watch-container-credentials-config={}", volume.path("config.json").display()),
+        "--max-connections=8".to_owned(),
     ];
     deployed.account_with("mapped", json!({})).await;
     let map = json!({"measured/mapped": {"RoleARN": ROLE}, "measured/wrong": {"RoleARN": 7}});
     deployed.bind(&map.to_string()).await;
     // Asked to nobody yet, so it runs without what the ConfigMap gives it.
     deployed.create("mapped").await.unwrap();
-    let shim = Shim::start_with(&deployed, &[&flags[0], &flags[1]]).await;
+    let shim = Shim::start_with(&deployed, &flags.each_ref().map(String::as_str)).await;
     deployed.configure(&[shim.url()], fail).await;
     shim.ready().await;
     deployed.in_effect().await;
@@ -69,6 +70,16 @@ async fn every_metric_of_the_documentation_moves_and_no_other_is_there() {
     until("the API server asks for another page", async || deployed.try_out("orders").await.is_err()).await;
     moves("rolecall_shim_calls_unanswered_total").await;
     deployed.configure(&[shim.url()], fail).await;
+    deployed.in_effect().await;
+
+    // One peer takes all places, and gets no more of them; another one gets a place of the first.
+    let many: Vec<_> = (0..16).map(|_| TcpStream::connect(shim.socket()).unwrap()).collect();
+    moves("rolecall_shim_connections_refused_total").await;
+    let another = tokio::net::TcpSocket::new_v4().unwrap();
+    another.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into()).unwrap();
+    let another = another.connect(shim.socket()).await.unwrap();
+    moves("rolecall_shim_connections_displaced_total").await;
+    drop((many, another));
     deployed.in_effect().await;
 
     // The API server is silent: a ServiceAccount stays unknown.
