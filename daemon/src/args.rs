@@ -234,7 +234,7 @@ mod tests {
     fn a_value_of_the_wrong_form_names_flag_value_and_remedy() {
         for (line, parts) in [
             ("--hold=soon", ["--hold", "'soon'", "700ms"]),
-            ("--listen=169.254.170.23", ["--listen", "'169.254.170.23'", "169.254.170.23:80"]),
+            ("--listen=169.254.170.23", ["--listen", "'169.254.170.23'", "127.0.0.1:8080"]),
             ("--admin-listen=no", ["--admin-listen", "'no'", "or off"]),
             ("--slow-answer=wait", ["--slow-answer", "'wait'", "drip"]),
             ("--witness=address", ["--witness", "'address'", "token+address"]),

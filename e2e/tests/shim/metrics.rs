@@ -2,13 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 
 use rolecall_contract::annotation;
 use serde_json::json;
+use tokio::net::TcpSocket;
 
 use super::harness::{Deployed, ROLE, Shim, Volume, fail, until};
+
+/// Connections that the shim is allowed.
+const PLACES: usize = 16;
 
 const DOCUMENTATION: &str = include_str!("../../../docs/shim.md");
 
@@ -41,14 +45,14 @@ async fn every_metric_of_the_documentation_moves_and_no_other_is_there() {
     let flags = [
         format!("--kubeconfig={}", kubeconfig.display()),
         format!("--watch-container-credentials-config={}", volume.path("config.json").display()),
-        "--max-connections=8".to_owned(),
+        format!("--max-connections={PLACES}"),
     ];
     deployed.account_with("mapped", json!({})).await;
     let map = json!({"measured/mapped": {"RoleARN": ROLE}, "measured/wrong": {"RoleARN": 7}});
     deployed.bind(&map.to_string()).await;
     // Asked to nobody yet, so it runs without what the ConfigMap gives it.
     deployed.create("mapped").await.unwrap();
-    let shim = Shim::start_with(&deployed, &flags.each_ref().map(String::as_str)).await;
+    let shim = Shim::start_with(&deployed, &[&flags[0], &flags[1], &flags[2]]).await;
     deployed.configure(&[shim.url()], fail).await;
     shim.ready().await;
     deployed.in_effect().await;
@@ -70,16 +74,6 @@ async fn every_metric_of_the_documentation_moves_and_no_other_is_there() {
     until("the API server asks for another page", async || deployed.try_out("orders").await.is_err()).await;
     moves("rolecall_shim_calls_unanswered_total").await;
     deployed.configure(&[shim.url()], fail).await;
-    deployed.in_effect().await;
-
-    // One peer takes all places, and gets no more of them; another one gets a place of the first.
-    let many: Vec<_> = (0..16).map(|_| TcpStream::connect(shim.socket()).unwrap()).collect();
-    moves("rolecall_shim_connections_refused_total").await;
-    let another = tokio::net::TcpSocket::new_v4().unwrap();
-    another.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into()).unwrap();
-    let another = another.connect(shim.socket()).await.unwrap();
-    moves("rolecall_shim_connections_displaced_total").await;
-    drop((many, another));
     deployed.in_effect().await;
 
     // The API server is silent: a ServiceAccount stays unknown.
@@ -118,6 +112,14 @@ async fn every_metric_of_the_documentation_moves_and_no_other_is_there() {
     drop(waiting);
     // The API server calls again, by a connection that stays open.
     deployed.try_out("orders").await.unwrap();
+
+    // One peer wants more connections than there are, and another is not kept out.
+    let _greedy: Vec<_> = (0..=PLACES).map(|_| TcpStream::connect(shim.socket()).unwrap()).collect();
+    moves("rolecall_shim_connections_refused_total").await;
+    let other = TcpSocket::new_v4().unwrap();
+    other.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let _other = other.connect(shim.socket()).await.unwrap();
+    moves("rolecall_shim_connections_displaced_total").await;
 
     let page = shim.metrics().await.unwrap();
     let documented = documented();
