@@ -6,11 +6,14 @@
 //! (`table`); the handle of the request path ([`CredentialManager`]) and the one task that talks to STS
 //! ([`Worker`]).
 //!
+//! When one daemon takes over from another, their tables and workers speak as `handover` says.
+//!
 //! The table decides and does nothing else: no clock, no file, no `async`. Handles write wishes into it and read
 //! from it, the worker carries the wishes out.
 
 mod exchange;
 mod fetch;
+mod handover;
 mod issued;
 mod manager;
 mod metrics;
@@ -28,6 +31,7 @@ use rolecall_contract::{RoleArn, SessionDuration};
 
 pub use self::{
     exchange::{FetchError, Issued, Sts, StsError},
+    handover::{Counterpart, Inherited, Outcome},
     issued::{Credentials, MalformedAnswer},
     manager::{CredentialManager, Pending, TooManyRoles},
     metrics::Metrics,

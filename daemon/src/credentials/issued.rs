@@ -52,13 +52,26 @@ impl Credentials {
     /// Where some client could not read the reply: a value that is empty or would need a JSON escape, a reply that
     /// is too long, or one that would be expired.
     pub fn new(issued: Issued, role: &RoleArn, issued_at: SystemTime) -> Result<Self, MalformedAnswer> {
+        let account_id =
+            issued.assumed_role_arn.as_deref().and_then(account_of).unwrap_or(role.account()).to_owned();
+        Self::in_account(issued, role, account_id, issued_at)
+    }
+
+    /// As [`Credentials::new`], of a session that is known to be in `account_id`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn in_account(
+        issued: Issued,
+        role: &RoleArn,
+        account_id: String,
+        issued_at: SystemTime,
+    ) -> Result<Self, MalformedAnswer> {
         let advertised_until =
             issued.expires_at.checked_sub(ADVERTISED_EARLIER).ok_or(MalformedAnswer::Expired)?;
         if advertised_until <= issued_at {
             return Err(MalformedAnswer::Expired);
         }
-        let account_id =
-            issued.assumed_role_arn.as_deref().and_then(account_of).unwrap_or(role.account()).to_owned();
         let reply = render(&[
             ("Code", "Success"),
             ("AccessKeyId", &issued.access_key_id),

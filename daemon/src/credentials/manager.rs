@@ -7,6 +7,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     Config, CredentialKey, Credentials, SessionRequest,
     exchange::{FetchError, Sts},
+    handover::{Counterpart, Inherited},
     metrics::Metrics,
     table::{Limits, Now, Status, Table},
     worker::Worker,
@@ -44,6 +45,8 @@ pub(super) struct Shared {
     /// Wakes the worker when there is something new to do.
     pub(super) wake: Arc<Notify>,
     roles_per_pod: usize,
+    /// The other daemon, from a hand-over on.
+    counterpart: Mutex<Option<Arc<dyn Counterpart>>>,
 }
 
 impl CredentialManager {
@@ -63,6 +66,7 @@ impl CredentialManager {
             clock,
             wake: Arc::new(Notify::new()),
             roles_per_pod: config.roles_per_pod,
+            counterpart: Mutex::new(None),
         });
         let worker = Worker::new(config, sts, tokens, metrics, shared.clone());
         (Self { shared }, worker)
@@ -115,6 +119,40 @@ impl CredentialManager {
             self.shared.wake.notify_one();
         }
         Ok(Pending { shared: self.shared.clone(), key, generation, status, waits: false })
+    }
+
+    /// Tells all that the next daemon has to know, and leaves all exchanges to it from now on, but for those that
+    /// are out: `successor` hears of their ends, and is asked for what requests still wait for here.
+    pub fn freeze(&self, successor: Arc<dyn Counterpart>) -> Vec<Inherited> {
+        // Before the table says what is under way, so that no end is missed.
+        *self.shared.counterpart_slot() = Some(successor);
+        let now = self.shared.now();
+        let inherited = self.shared.table().freeze(now);
+        self.shared.wake.notify_one();
+        inherited
+    }
+
+    /// Makes exchanges again: the next daemon did not come to be.
+    pub fn thaw(&self) {
+        *self.shared.counterpart_slot() = None;
+        let now = self.shared.now();
+        self.shared.table().thaw(now);
+        self.shared.wake.notify_one();
+    }
+
+    /// Takes over from `predecessor`, who told `inherited`; to be called before the worker runs.
+    ///
+    /// `wanted` makes the request for a key that is good here as well; other keys wait for a minute for their pods.
+    pub fn adopt(
+        &self,
+        inherited: Vec<Inherited>,
+        predecessor: Arc<dyn Counterpart>,
+        wanted: impl Fn(&CredentialKey) -> Option<SessionRequest>,
+    ) {
+        *self.shared.counterpart_slot() = Some(predecessor);
+        let now = self.shared.now();
+        self.shared.table().adopt(inherited, wanted, now);
+        self.shared.wake.notify_one();
     }
 }
 
@@ -169,5 +207,13 @@ impl Shared {
 
     pub(super) fn now(&self) -> Now {
         Now::of(&self.clock)
+    }
+
+    pub(super) fn counterpart(&self) -> Option<Arc<dyn Counterpart>> {
+        self.counterpart_slot().clone()
+    }
+
+    fn counterpart_slot(&self) -> MutexGuard<'_, Option<Arc<dyn Counterpart>>> {
+        self.counterpart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Queue<K> {
     due: BTreeSet<(Reverse<Priority>, Instant, u64)>,
     keys: HashMap<u64, K>,
     next_number: u64,
+    /// Takes nothing but what requests wait for.
+    only_urgent: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -48,11 +50,20 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             due: BTreeSet::new(),
             keys: HashMap::new(),
             next_number: 0,
+            only_urgent: false,
         }
+    }
+
+    /// From now on takes in nothing but what requests wait for, or everything again. What is in stays in.
+    pub(super) fn set_only_urgent(&mut self, only_urgent: bool) {
+        self.only_urgent = only_urgent;
     }
 
     /// Puts `key` in, due at `at`. One that is in already only becomes more urgent or due sooner.
     pub(super) fn raise(&mut self, key: &K, priority: Priority, at: Instant) {
+        if self.only_urgent && priority != Priority::RealTime {
+            return;
+        }
         let place = match self.remove(key) {
             None => {
                 self.next_number += 1;
@@ -89,6 +100,11 @@ impl<K: Clone + Eq + Hash> Queue<K> {
             Some((_, at, _)) => Some(*at),
             None => self.later.first().map(|(at, _)| *at),
         }
+    }
+
+    /// When `key` is due, where it is in.
+    pub(super) fn due_at(&self, key: &K) -> Option<Instant> {
+        self.places.get(key).map(|place| place.at)
     }
 
     #[cfg(test)]
@@ -167,6 +183,21 @@ mod tests {
         queue.raise(&"d", RealTime, now);
         queue.forget(&"b");
         assert_eq!(order(&mut queue, now), ["d", "c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_of_urgent_things_takes_in_nothing_else() {
+        let now = Instant::now();
+        let mut queue = Queue::new();
+        queue.raise(&"was in", Background, now);
+        queue.set_only_urgent(true);
+        queue.raise(&"warm", Warmup, now);
+        queue.raise(&"asked", RealTime, now);
+        assert_eq!((queue.due_at(&"asked"), queue.due_at(&"warm")), (Some(now), None));
+        assert_eq!(order(&mut queue, now), ["asked", "was in"]);
+        queue.set_only_urgent(false);
+        queue.raise(&"warm", Warmup, now);
+        assert_eq!(order(&mut queue, now), ["warm"]);
     }
 
     proptest! {

@@ -156,6 +156,20 @@ impl SessionName {
     }
 }
 
+/// A text that STS would not take as the name of a session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a session's name has {MIN_LENGTH} to {MAX_LENGTH} letters, digits and _+=,.@-")]
+pub struct NotASessionName;
+
+impl FromStr for SessionName {
+    type Err = NotASessionName;
+
+    fn from_str(text: &str) -> Result<Self, NotASessionName> {
+        let is_name = (MIN_LENGTH..=MAX_LENGTH).contains(&text.len()) && text.chars().all(is_legal);
+        if is_name { Ok(Self(text.into())) } else { Err(NotASessionName) }
+    }
+}
+
 impl fmt::Display for SessionName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -1,6 +1,7 @@
 //! Who holds what: the one table of credentials, and every decision about them.
 
 mod entry;
+mod handover;
 
 use std::{
     collections::HashMap,
@@ -12,7 +13,10 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::entry::Status;
-use self::entry::{Entry, Phase};
+use self::{
+    entry::{Entry, Phase},
+    handover::Unclaimed,
+};
 
 use super::{
     CredentialKey, Credentials, SessionRequest,
@@ -46,6 +50,10 @@ pub(super) struct Table {
     forgotten: Vec<(Instant, PodUid)>,
     next_generation: u64,
     limits: Limits,
+    /// Another daemon does the fetching from now on.
+    is_frozen: bool,
+    /// What the daemon before this one knew of keys that nobody has wanted here yet.
+    unclaimed: HashMap<CredentialKey, Unclaimed>,
 }
 
 /// What one pod may have.
@@ -69,6 +77,8 @@ pub(super) struct Work {
     pub(super) ticket: Ticket,
     pub(super) request: SessionRequest,
     pub(super) alive: CancellationToken,
+    /// Whether the other daemon of a hand-over is to be asked first.
+    pub(super) is_elsewhere: bool,
 }
 
 /// How a fetch ended.
@@ -104,6 +114,8 @@ impl Table {
             forgotten: Vec::new(),
             next_generation: 0,
             limits,
+            is_frozen: false,
+            unclaimed: HashMap::new(),
         }
     }
 
@@ -207,7 +219,8 @@ impl Table {
             };
             entry.awaited_since = since;
             entry.phase = Phase::Fetching;
-            return Some(entry.work());
+            let is_elsewhere = std::mem::take(&mut entry.is_under_way_elsewhere) || self.is_frozen;
+            return Some(Work { is_elsewhere, ..entry.work() });
         }
         None
     }
@@ -297,6 +310,7 @@ impl Table {
 
     /// Moves refreshes forward that the wall clock, stepped or resumed from sleep, says are due.
     pub(super) fn follow_clock(&mut self, now: Now) {
+        self.unclaimed.retain(|_, unclaimed| unclaimed.is_kept(now));
         for (key, entry) in &self.entries {
             let is_fresh = |status: &Status| status.credentials.is_some() && status.failure.is_none();
             if matches!(entry.phase, Phase::Idle) && is_fresh(&entry.status.borrow()) {
@@ -345,7 +359,10 @@ impl Table {
         let entry = Entry::new(self.next_generation, request, is_warmed, now);
         self.queue.raise(&key, priority, now.at);
         self.by_pod.entry(key.pod.clone()).or_default().push(key.clone());
-        self.entries.insert(key, entry);
+        self.entries.insert(key.clone(), entry);
+        if let Some(unclaimed) = self.unclaimed.remove(&key) {
+            self.settle_in(&key, unclaimed, now);
+        }
     }
 
     fn remove(&mut self, key: &CredentialKey) {

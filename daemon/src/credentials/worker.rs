@@ -6,9 +6,10 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnord
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Config, Credentials, SessionRequest,
+    Config, CredentialKey, Credentials, SessionRequest,
     exchange::{FetchError, Sts},
     fetch::Fetcher,
+    handover::Outcome,
     manager::Shared,
     metrics::Metrics,
     pace::Pace,
@@ -36,10 +37,16 @@ pub struct Worker<S> {
 type OnFailure = Box<dyn Fn(&SessionRequest, &FetchError) + Send>;
 
 enum Done {
-    Fetched(Box<SessionRequest>, Ticket, Fetched),
+    Fetched(Box<SessionRequest>, Ticket, Fetched, By),
     TokenCame(Ticket),
     /// The pod was forgotten, or the token is looked for in another way.
-    GivenUp,
+    GivenUp(CredentialKey),
+}
+
+/// Who made an exchange.
+enum By {
+    ThisDaemon,
+    TheOther,
 }
 
 impl<S: Sts> Worker<S> {
@@ -121,30 +128,40 @@ impl<S: Sts> Worker<S> {
         look_again_at
     }
 
-    fn fetch(&mut self, Work { ticket, request, alive }: Work) {
+    fn fetch(&mut self, Work { ticket, request, alive, is_elsewhere }: Work) {
         let fetcher = self.fetcher.clone();
+        let other = self.shared.counterpart().filter(|_| is_elsewhere);
+        // Also while the other daemon has the exchange: the bound is on those of the node.
         let place = self.pace.take();
         self.under_way.push(Box::pin(async move {
+            let fetch = async {
+                if let Some(other) = other
+                    && let Some(outcome) = other.fetch(&request.key).await
+                {
+                    return (outcome.map_or_else(Fetched::Failed, Fetched::Issued), By::TheOther);
+                }
+                (fetcher.fetch(&request, place).await, By::ThisDaemon)
+            };
             // A panic must not take the credentials of the whole node with it.
-            let fetch = AssertUnwindSafe(fetcher.fetch(&request, place)).catch_unwind();
-            match alive.run_until_cancelled(fetch).await {
-                None => Done::GivenUp,
+            match alive.run_until_cancelled(AssertUnwindSafe(fetch).catch_unwind()).await {
+                None => Done::GivenUp(ticket.key),
                 Some(fetched) => {
-                    let fetched = fetched.unwrap_or_else(|_| {
-                        Fetched::Failed(FetchError::unreachable("BUG: the exchange panicked"))
+                    let (fetched, by) = fetched.unwrap_or_else(|_| {
+                        let error = FetchError::unreachable("BUG: the exchange panicked");
+                        (Fetched::Failed(error), By::ThisDaemon)
                     });
-                    Done::Fetched(Box::new(request), ticket, fetched)
+                    Done::Fetched(Box::new(request), ticket, fetched, by)
                 }
             }
         }));
     }
 
     /// Waits for a token beside the exchanges: a pod whose token never comes holds up nobody else.
-    fn await_token(&mut self, Work { ticket, request, alive }: Work) {
+    fn await_token(&mut self, Work { ticket, request, alive, .. }: Work) {
         let fetcher = self.fetcher.clone();
         self.under_way.push(Box::pin(async move {
             match alive.run_until_cancelled(fetcher.wait_for_token(&request)).await {
-                None => Done::GivenUp,
+                None => Done::GivenUp(ticket.key),
                 Some(()) => Done::TokenCame(ticket),
             }
         }));
@@ -153,15 +170,25 @@ impl<S: Sts> Worker<S> {
     fn take(&mut self, done: Done) {
         let now = self.shared.now();
         match done {
-            Done::GivenUp => {}
+            Done::GivenUp(key) => self.tell_other(&key, None),
             Done::TokenCame(ticket) => {
                 let waited = self.shared.table().token_came(&ticket, now);
                 if let Some(waited) = waited {
                     self.metrics.waited_for_token(waited);
                 }
             }
-            Done::Fetched(request, ticket, fetched) => {
-                let report = Report::of(&fetched);
+            Done::Fetched(request, ticket, fetched, by) => {
+                let report = match by {
+                    By::ThisDaemon => Report::of(&fetched),
+                    // The other daemon has logged it.
+                    By::TheOther => Report::Nothing,
+                };
+                let outcome = match &fetched {
+                    Fetched::Issued(credentials) => Some(Ok(credentials.clone())),
+                    Fetched::Failed(error) => Some(Err(error.clone())),
+                    Fetched::TokenMissing => None,
+                };
+                self.tell_other(&ticket.key, outcome.as_ref());
                 let consequence = self.shared.table().finish(&ticket, fetched, now);
                 match consequence {
                     Consequence::Dropped => {}
@@ -177,6 +204,13 @@ impl<S: Sts> Worker<S> {
                     }
                 }
             }
+        }
+    }
+
+    /// Lets the other daemon of a hand-over know how an exchange ended, in case it waits for it.
+    fn tell_other(&self, key: &CredentialKey, outcome: Option<&Outcome>) {
+        if let Some(other) = self.shared.counterpart() {
+            other.ended(key, outcome);
         }
     }
 }

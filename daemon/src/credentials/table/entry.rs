@@ -32,6 +32,8 @@ pub(super) struct Entry {
     pub(super) failures: u32,
     /// Refusals in a row.
     pub(super) refusals: u32,
+    /// The daemon before this one is fetching it; to be asked once.
+    pub(super) is_under_way_elsewhere: bool,
     /// Ends whatever is under way for this entry when it goes.
     pub(super) alive: CancellationToken,
     _ends_with_it: DropGuard,
@@ -114,6 +116,7 @@ impl Entry {
             retry_at: now.at,
             failures: 0,
             refusals: 0,
+            is_under_way_elsewhere: false,
             _ends_with_it: alive.clone().drop_guard(),
             alive,
         }
@@ -124,6 +127,7 @@ impl Entry {
             ticket: Ticket { key: self.request.key.clone(), generation: self.generation },
             request: self.request.clone(),
             alive: self.alive.clone(),
+            is_elsewhere: false,
         }
     }
 

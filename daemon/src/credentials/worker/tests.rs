@@ -2,6 +2,7 @@
 
 mod failures;
 mod fetching;
+mod handover;
 mod pacing;
 mod refresh;
 

@@ -1,0 +1,45 @@
+//! What passes between the credentials of two daemons of one node, when the one takes over from the other.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::future::BoxFuture;
+
+use super::{CredentialKey, Credentials, FetchError};
+
+/// How an exchange ended, as far as the other daemon can use it.
+pub type Outcome = Result<Arc<Credentials>, FetchError>;
+
+/// All that the next daemon has to know of a key so that it repeats no exchange. Spans count from when it was told.
+pub struct Inherited {
+    pub key: CredentialKey,
+    /// An exchange is out, whose result follows.
+    pub is_under_way: bool,
+    pub credentials: Option<Arc<Credentials>>,
+    /// STS had nothing that lasts longer.
+    pub is_best: bool,
+    pub refresh_at: SystemTime,
+    /// Why the last exchange failed.
+    pub failure: Option<FetchError>,
+    /// What requests are told at once, and for how long yet.
+    pub remembered: Option<(FetchError, Duration)>,
+    /// Failures in a row that may pass.
+    pub failures: u32,
+    /// Refusals in a row.
+    pub refusals: u32,
+    /// The soonest that a waiting request may have the next exchange.
+    pub retry_in: Duration,
+    /// When the next exchange is due unasked; `None` for at once.
+    pub due_in: Option<Duration>,
+}
+
+/// The other daemon of a hand-over, as far as exchanges go.
+pub trait Counterpart: Send + Sync {
+    /// What comes of `key` over there; `None` where the other will not say, and the exchange is ours to make.
+    fn fetch(&self, key: &CredentialKey) -> BoxFuture<'static, Option<Outcome>>;
+
+    /// An exchange of ours has ended; with `None`, without a result that is of use over there.
+    fn ended(&self, key: &CredentialKey, outcome: Option<&Outcome>);
+}
