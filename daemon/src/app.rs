@@ -1,20 +1,25 @@
 //! The wiring: binds every socket, then starts the parts, and ends them in order. Parts meet here alone.
 
 mod follower;
+mod sockets;
+mod takeover;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{
-    net::{TcpListener, TcpSocket},
-    sync::watch,
+use tokio::{net::TcpListener, sync::watch, time::Instant};
+
+use self::{
+    follower::{Follower, good_here},
+    sockets::Wanted,
+    takeover::Takeover,
 };
 
-use self::follower::Follower;
 use crate::{
     config::{Config, StsConfig},
     credentials::{self, CredentialManager},
     events::{self, Events, Notice, Publisher},
     exemptions,
+    handover::{self, Giver, SteppedDown},
     kubernetes::{self, ClientError},
     node::{
         FollowError, NodeAddresses,
@@ -41,13 +46,10 @@ use rolecall_process::{
     drain::{self, EssentialTaskEnded},
     liveness::Liveness,
     metrics,
-    readiness::Readiness,
+    readiness::{Condition, Readiness},
     signal::Signals,
     telemetry::{LogLevel, chain},
 };
-
-/// Connections that the kernel keeps for a listener that is busy.
-const BACKLOG: u32 = 4096;
 
 /// Why the daemon did not end as asked.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,10 @@ pub enum StartError {
     Loopback(#[from] loopback::Error),
     #[error("--metadata-firewall")]
     Firewall(#[from] firewall::Error),
+    #[error("bind --handover-socket {}: {source}", path.display())]
+    Handover { path: PathBuf, source: io::Error },
+    #[error("listen")]
+    Listeners(#[source] io::Error),
 }
 
 /// A running daemon.
@@ -92,7 +98,11 @@ pub struct App {
     pub metrics_address: Option<SocketAddr>,
     readiness: Readiness,
     drain_deadline: Duration,
-    /// What takes requests; it drains first.
+    /// Whether it serves its node, or has handed over.
+    serving: Arc<Condition>,
+    /// What is done by the one daemon that serves the node; it ends first, at a hand-over too.
+    duty: drain::Trigger,
+    /// What answers requests.
     front: drain::Trigger,
     /// What requests need to be answered; it ends when they are.
     back: drain::Trigger,
@@ -107,7 +117,14 @@ pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
     let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
     let (node, follow) =
         NodeAddresses::follow().await.map_err(|error| anyhow::Error::from(StartError::from(error)))?;
-    let app = App::start(config, node, log_level).await.map_err(anyhow::Error::from)?;
+    // It may have to wait for the daemon before it to hand over.
+    let app = tokio::select! {
+        started = App::start(config, node, log_level) => started.map_err(anyhow::Error::from)?,
+        name = signals.next() => {
+            tracing::info!(signal = name, "ended before it served");
+            return Ok(());
+        }
+    };
     app.back.tasks().spawn_essential("node addresses", async move {
         let error = follow.await;
         tracing::error!(error = %chain(&error), "cannot follow the node's addresses any more");
@@ -126,7 +143,10 @@ pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
 }
 
 impl App {
-    /// Binds every socket of `config`, then starts every part. `node` tells the node's own addresses.
+    /// Binds every socket of `config`, or takes it over from the daemon that serves, and starts every part. `node`
+    /// tells the node's own addresses.
+    ///
+    /// It is done once this daemon serves: while another one does that is to hand over, pods are learned first.
     ///
     /// # Errors
     /// When a socket cannot be bound, or a client cannot be made of the settings. That the API server or STS is
@@ -135,8 +155,9 @@ impl App {
         let mut registry = metrics::registry();
         let readiness = Readiness::default();
         let addresses = config.addresses_to_put();
-        let metrics_listen = config.admin.metrics_listen.map(on_this_machine);
-        let admin = admin::Bound::bind(admin::Config { metrics_listen, ..config.admin })?;
+        let origin = takeover::origin(&config);
+        let mark = SteppedDown::beside(&config.admin.socket);
+        let bound = admin::Bound::bind_socket(config.admin.socket)?;
         // Pods are kept from the node's own credentials before anything else, whatever fails afterwards.
         let keep_exempt = !config.node.exemptions.is_empty();
         let firewall_metrics = firewall::Metrics::register(&mut registry);
@@ -146,12 +167,25 @@ impl App {
             true => None,
             false => Some(loopback::put(addresses, loopback_metrics).await?),
         };
-        let listeners = bind(&config.server.listen)?;
-        let endpoint_addresses: Vec<SocketAddr> =
-            listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let wanted = Wanted {
+            endpoint: config.server.listen,
+            admin: config.admin.listen,
+            metrics: config.admin.metrics_listen.map(on_this_machine),
+        };
+        let handover_metrics = handover::Metrics::register(&mut registry);
+        let takeover = Takeover {
+            wanted,
+            socket: config.handover_socket.clone(),
+            origin: origin.clone(),
+            mark: mark.clone(),
+            metrics: handover_metrics.clone(),
+        };
+        // A daemon that is alone on its node binds at once, so one that cannot serve says so at once.
+        let sockets = takeover.sockets_if_alone().await?;
 
         let clock = Clock::system();
         let liveness = Liveness::default();
+        let (duty, on_duty) = drain::new();
         let (front, _) = drain::new();
         let (back, back_watch) = drain::new();
         let tasks = back.tasks();
@@ -196,8 +230,6 @@ impl App {
                 failures.tell(&request.pod, notice);
             }
         });
-        tasks.spawn_essential("credentials", worker.run(std::future::pending()));
-
         let sessions = Sessions::new(config.sessions);
         let observer = Observer::new(&mut registry, events.clone());
         let limits = Limits::new(config.server.limits);
@@ -219,36 +251,33 @@ impl App {
             observer: observer.clone(),
         };
         let listener_metrics = listener::Metrics::register(&mut registry);
-        let server =
-            Server::new(config.server.listener, endpoint, limits, node, listener_metrics, front.tasks());
+        let (handed_over, has_handed_over) = drain::new();
+        let server = Server::new(
+            config.server.listener,
+            endpoint,
+            limits,
+            node,
+            listener_metrics,
+            front.tasks(),
+            listener::Terms { on_duty: on_duty.clone(), has_handed_over },
+        );
 
         let synced = readiness.latch("pods synced");
-        let bound = readiness.latch("endpoint bound");
-        let follower = Follower { sessions, credentials, verifier, observer, events };
+        let bound_latch = readiness.latch("endpoint bound");
+        let good_here = good_here(sessions.clone(), table.clone());
+        let follower = Follower { sessions, credentials: credentials.clone(), verifier, observer, events };
         let stream = pods::watch::stream(client.clone(), &config.kubernetes.node_name);
         tasks.spawn_essential("pod watch", async move {
             let on_changes = |changes| follower.follow_all(changes);
             pods::watch::run(stream, writer, audience, clock, watch_metrics, on_changes).await;
         });
-        if let Some(firewall) = firewall {
-            let (exempt, exempt_now) = watch::channel(None);
-            front.tasks().spawn_essential(
-                "metadata firewall",
-                firewall.keep(exempt_now, readiness.condition("metadata firewall"), front.tasks().watch()),
-            );
-            tasks.spawn("exemptions", exemptions::follow(config.node.exemptions, table.clone(), exempt));
-        }
-        if let Some(loopback) = loopback {
-            front.tasks().spawn_essential(
-                "endpoint address",
-                loopback.keep(readiness.condition("endpoint address"), front.tasks().watch()),
-            );
-        }
-        tasks.spawn("first list", async move {
-            let mut changes = table.changes();
-            while !table.synced() && changes.changed().await.is_ok() {}
-            tracing::info!(pods = table.len(), "the pods of the node are known");
-            drop(synced);
+        tasks.spawn("first list", {
+            let table = table.clone();
+            async move {
+                takeover::synced(&table).await;
+                tracing::info!(pods = table.len(), "the pods of the node are known");
+                drop(synced);
+            }
         });
         if let Some(key) = config.node.startup_taint {
             let metrics = taint::Metrics::register(&mut registry);
@@ -256,21 +285,77 @@ impl App {
                 StartupTaint::new(client, config.kubernetes.node_name, key, readiness.clone(), metrics);
             tasks.spawn("startup taint", taint.keep_off());
         }
-        for listener in listeners {
-            front.tasks().spawn_essential("listener", server.clone().run(listener));
-        }
-        drop(bound);
 
-        let (admin_address, metrics_address) = (admin.address(), admin.metrics_address());
         let state =
             admin::State { liveness, readiness: readiness.clone(), log_level, registry: Arc::new(registry) };
-        let admin = admin.serve(state)?;
+        let admin = bound.serve(state)?;
+        let serving = Arc::new(readiness.condition("serving"));
+        let (sockets, estate) = match sockets {
+            Some(sockets) => (sockets, None),
+            None => takeover.run(&table, &serving).await?,
+        };
+        let handover = match config.handover_socket.as_deref() {
+            None => None,
+            Some(path) => takeover::listen(path, estate.is_some())?,
+        };
+        let listeners = sockets.try_clone().map_err(StartError::Listeners)?;
+
+        if let Some(estate) = estate {
+            credentials.adopt(estate.inherited, estate.predecessor, good_here.clone());
+            let link = estate.link.run(credentials.clone(), good_here, tasks.clone());
+            tasks.spawn("the daemon before", link);
+        }
+        tasks.spawn_essential("credentials", worker.run(std::future::pending()));
+        if let Some(firewall) = firewall {
+            let (exempt, exempt_now) = watch::channel(None);
+            duty.tasks().spawn_essential(
+                "metadata firewall",
+                firewall.keep(exempt_now, readiness.condition("metadata firewall"), on_duty.clone()),
+            );
+            tasks.spawn("exemptions", exemptions::follow(config.node.exemptions, table, exempt));
+        }
+        if let Some(loopback) = loopback {
+            duty.tasks().spawn_essential(
+                "endpoint address",
+                loopback.keep(readiness.condition("endpoint address"), on_duty.clone()),
+            );
+        }
+        let endpoint_addresses: Vec<SocketAddr> =
+            sockets.endpoint.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        for listener in sockets.endpoint {
+            let listener = TcpListener::from_std(listener).map_err(StartError::Listeners)?;
+            duty.tasks().spawn_essential("listener", server.clone().run(listener));
+        }
+        let (admin_address, metrics_address) = (sockets.doors.address(), sockets.doors.metrics_address());
+        admin.open(sockets.doors);
+        drop(bound_latch);
+
+        if let Some((listener, file)) = handover {
+            if let Err(error) = mark.clear() {
+                tracing::warn!(%error, "take away the mark of a former hand-over");
+            }
+            let giver = Giver { credentials, listeners, origin, metrics: handover_metrics };
+            let (serving, close_tcp) = (serving.clone(), admin.tcp_closer());
+            let (duty, handed_over) = (duty.beginner(), handed_over.beginner());
+            let on_handed_over = move || {
+                handed_over.begin();
+                duty.begin();
+                close_tcp();
+                serving.broken("handed over to the next daemon; it waits to be stopped");
+                if let Err(error) = mark.set() {
+                    tracing::warn!(%error, "mark this pod as one that has handed over");
+                }
+            };
+            tasks.spawn("hand-over", giver.run(listener, file, on_duty, on_handed_over));
+        }
         Ok(Self {
             endpoint_addresses,
             admin_address,
             metrics_address,
             readiness,
             drain_deadline: config.drain_deadline,
+            serving,
+            duty,
             front,
             back,
             _admin: admin,
@@ -285,6 +370,7 @@ impl App {
     /// Completes if a part dies without which the daemon is of no use.
     pub async fn failed(&self) -> EssentialTaskEnded {
         tokio::select! {
+            ended = self.duty.essential_task_ended() => ended,
             ended = self.front.essential_task_ended() => ended,
             ended = self.back.essential_task_ended() => ended,
         }
@@ -292,64 +378,17 @@ impl App {
 
     /// Takes no more requests, lets those under way end until the deadline, then ends everything.
     pub async fn drain(self) {
-        let serving = self.readiness.condition("serving");
-        serving.broken("the drain has begun");
-        for left in self.front.finish(self.drain_deadline).await {
+        self.serving.broken("the drain has begun");
+        let until = Instant::now() + self.drain_deadline;
+        // Nothing accepts any more before the connections are told to end.
+        let mut left = self.duty.finish(self.drain_deadline).await;
+        left.extend(self.front.finish(until.saturating_duration_since(Instant::now())).await);
+        for left in left {
             tracing::warn!(task = left.name, count = left.count, "cut off at the end of the drain");
         }
         // The watch and the worker have no end of their own.
         self.back.finish(Duration::ZERO).await;
     }
-}
-
-/// Binds what can be bound. A family that the node does not have is left out, as long as something is left.
-fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
-    let mut listeners = Vec::new();
-    let mut left_out = None;
-    for &address in addresses {
-        match listen(address) {
-            Ok(listener) => listeners.push(listener),
-            Err(source) => {
-                let remedy = match source.kind() {
-                    io::ErrorKind::AddrInUse => {
-                        "another program has this address and port (the EKS Pod Identity Agent, if it is 169.254.170.23:80): remove \
-                         one of the two, or choose another --listen"
-                    }
-                    io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-                    _ if loopback::is_ours_to_put(address.ip()) => {
-                        "the address must be on an interface of the node: give the daemon CAP_NET_ADMIN and \
-                         --manage-addresses=on, and it puts it on lo"
-                    }
-                    _ => "the address must be on an interface of the node: ip address add <address> dev lo",
-                };
-                let error = StartError::Listen { address, source, remedy };
-                if !is_absent(&error) {
-                    return Err(error);
-                }
-                tracing::warn!(%address, "leave out an address that the node does not have");
-                left_out = Some(error);
-            }
-        }
-    }
-    match left_out {
-        Some(error) if listeners.is_empty() => Err(error),
-        _ => Ok(listeners),
-    }
-}
-
-fn is_absent(error: &StartError) -> bool {
-    let StartError::Listen { source, .. } = error else { return false };
-    use nix::errno::Errno;
-    let absent = [Errno::EADDRNOTAVAIL, Errno::EAFNOSUPPORT];
-    source.raw_os_error().is_some_and(|raw| absent.contains(&Errno::from_raw(raw)))
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A restarted daemon must not wait for the connections of its predecessor to be forgotten.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// The settings as the client of STS takes them. Beside an endpoint of its own the region only has to be something.

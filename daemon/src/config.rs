@@ -35,6 +35,8 @@ pub struct Config {
     pub server: ServerConfig,
     pub node: NodeConfig,
     pub admin: admin::Config,
+    /// Where daemons of this node hand over; `None` for nowhere.
+    pub handover_socket: Option<PathBuf>,
     pub log: telemetry::Config,
     /// How long requests under way may take to end.
     pub drain_deadline: Duration,
@@ -278,6 +280,11 @@ mod tests {
         );
         check_mistake("--admin-socket=admin.sock", &["--admin-socket \"admin.sock\": ", "absolute path"]);
         check_mistake(&format!("--admin-socket=/{}", "x".repeat(96)), &["--admin-socket", "96 bytes"]);
+        check_mistake("--handover-socket=h.sock", &["--handover-socket \"h.sock\": ", "absolute path"]);
+        check_mistake(
+            "--handover-socket=/run/rolecall/admin.sock",
+            &["--handover-socket \"/run/rolecall/admin.sock\": ", "--admin-socket"],
+        );
         check_mistake(
             "--pods-dir=pods",
             &["--pods-dir \"pods\": ", "absolute path", "/var/lib/kubelet/pods"],
@@ -327,8 +334,9 @@ mod tests {
 
     #[test]
     fn an_empty_optional_value_counts_as_absent() {
-        let config =
-            good("--token-issuer= --sts-endpoint= --cluster-name= --metadata-exempt= --startup-taint=");
+        let config = good(
+            "--token-issuer= --sts-endpoint= --cluster-name= --metadata-exempt= --startup-taint= --handover-socket=",
+        );
         assert_eq!(config, good(""));
     }
 
@@ -443,7 +451,7 @@ mod tests {
     fn the_settings_that_are_shown_bring_about_the_same_settings() {
         for line in [
             "",
-            "--hold=0 --session-duration=90m --admin-listen=off --sts-fips --token-issuer=a,b",
+            "--hold=0 --session-duration=90m --admin-listen=off --sts-fips --token-issuer=a,b --handover-socket=/h/h",
             "--events=off --startup-taint=rolecall.dev/agent-not-ready",
             "--manage-addresses=off --metadata-firewall=iptables --metadata-exempt=a/*,b/c --iptables=/x/iptables-nft",
         ] {

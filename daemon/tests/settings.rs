@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use rolecall_daemon::args;
 
 /// Every flag with a value that is not its default, in the order of the help, and how it is shown.
-const ALL: [(&str, &str, &str); 43] = [
+const ALL: [(&str, &str, &str); 44] = [
     ("node-name", "node-1.example", "node-1.example"),
     ("kubeconfig", "/etc/kubeconfig", "/etc/kubeconfig"),
     ("pods-dir", "/data/pods", "/data/pods"),
@@ -48,6 +48,7 @@ const ALL: [(&str, &str, &str); 43] = [
     ("admin-listen", "[::1]:1", "[::1]:1"),
     ("admin-socket", "/tmp/a.sock", "/tmp/a.sock"),
     ("metrics-listen", "off", "off"),
+    ("handover-socket", "/tmp/h.sock", "/tmp/h.sock"),
     ("drain-deadline", "10s", "10s"),
     ("log-format", "json", "json"),
     ("log-level", "debug,kube=off", "debug,kube=off"),

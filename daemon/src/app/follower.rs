@@ -1,9 +1,9 @@
-//! What a change of the pods asks of each part.
+//! What a change of the pods asks of each part, and which credentials they are to have.
 
 use crate::{
-    credentials::CredentialManager,
+    credentials::{CredentialKey, CredentialManager, SessionRequest},
     events::{Events, Notice},
-    pods::{Change, Pod},
+    pods::{Change, Pod, PodTable, UidLookup},
     server::observe::Observer,
     sessions::{Sessions, most_urgent_first},
     token::verify::Verifier,
@@ -68,5 +68,18 @@ impl Follower {
         self.credentials.forget(pod.uid());
         self.verifier.forget(pod.uid());
         self.observer.forget(pod.uid());
+    }
+}
+
+/// Makes the request for a key, where it is one that this daemon would ask for.
+pub(super) fn good_here(
+    sessions: Sessions,
+    table: PodTable,
+) -> impl Fn(&CredentialKey) -> Option<SessionRequest> + Clone + Send + Sync + 'static {
+    move |key| match table.by_uid(&key.pod) {
+        UidLookup::Live(pod) if !pod.token_volumes.is_empty() => {
+            Some(sessions.request(&pod, key.role.clone())).filter(|request| request.key == *key)
+        }
+        UidLookup::Live(_) | UidLookup::Finished | UidLookup::Departed | UidLookup::Unknown => None,
     }
 }

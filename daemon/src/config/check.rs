@@ -83,6 +83,7 @@ pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
             listen: endpoint.listen.listen,
         },
         node: check_node(&mut checked, endpoint.manage_addresses, metadata, startup_taint),
+        handover_socket: check_handover(&mut checked, &process),
         drain_deadline: check_drain(&mut checked, process.drain_deadline),
         admin: check_admin(&mut checked, process),
         log: telemetry::Config { format: log.log_format, filter: log.log_level },
@@ -331,6 +332,24 @@ fn check_drain(checked: &mut Checked, deadline: Duration) -> Duration {
         "choose up to 1h, below the pod's terminationGracePeriodSeconds",
     );
     deadline
+}
+
+fn check_handover(checked: &mut Checked, args: &ProcessArgs) -> Option<PathBuf> {
+    // A chart that sets every variable leaves this one empty.
+    let socket = args.handover_socket.clone().filter(|path| !path.as_os_str().is_empty())?;
+    checked.that(
+        is_socket_path(&socket),
+        "--handover-socket",
+        &socket,
+        "give an absolute path of at most 96 bytes, such as /run/rolecall-handover/handover.sock",
+    );
+    checked.that(
+        socket != args.admin_socket.admin_socket,
+        "--handover-socket",
+        &socket,
+        "--admin-socket is there, which each daemon has for itself; give another path, which all daemons of the node share",
+    );
+    Some(socket)
 }
 
 fn check_admin(checked: &mut Checked, args: ProcessArgs) -> admin::Config {

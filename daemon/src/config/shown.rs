@@ -13,8 +13,19 @@ use crate::{
 
 /// Flag and value, in the order of the help. What is not set is left out; the variables without a flag come last.
 pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
-    let Config { kubernetes, tokens, sessions, credentials, sts, server, node, admin, log, drain_deadline } =
-        config;
+    let Config {
+        kubernetes,
+        tokens,
+        sessions,
+        credentials,
+        sts,
+        server,
+        node,
+        admin,
+        handover_socket,
+        log,
+        drain_deadline,
+    } = config;
     let (timing, limits) = (server.endpoint.timing, server.limits);
     let witness = match server.callers.witness {
         Witness::TokenAndAddress => args::Witness::TokenAndAddress,
@@ -33,7 +44,7 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
     };
     let events = if kubernetes.events { WriteEvents::On } else { WriteEvents::Off };
     let programs = &node.firewall.programs;
-    let rows: [(&'static str, Option<String>); 46] = [
+    let rows: [(&'static str, Option<String>); 47] = [
         ("--node-name", Some(kubernetes.node_name.clone())),
         ("--kubeconfig", kubernetes.kubeconfig.as_ref().map(|path| path.display().to_string())),
         ("--pods-dir", Some(tokens.pods_dir.display().to_string())),
@@ -74,6 +85,7 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("--admin-listen", Some(address_or_off(admin.listen))),
         ("--admin-socket", Some(admin.socket.display().to_string())),
         ("--metrics-listen", Some(address_or_off(admin.metrics_listen))),
+        ("--handover-socket", handover_socket.as_ref().map(|path| path.display().to_string())),
         ("--drain-deadline", Some(format!("{drain_deadline:?}"))),
         ("--log-format", Some(name_of(&log.format))),
         ("--log-level", Some(log.filter.to_string())),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::{
@@ -74,6 +74,17 @@ pub struct Server {
     on_node: Arc<Semaphore>,
     metrics: Metrics,
     tasks: drain::Tasks,
+    terms: Terms,
+}
+
+/// Until when connections are accepted, and whether there is somebody else to connect to.
+#[derive(Clone)]
+pub struct Terms {
+    /// Begins when nothing is to be accepted any more.
+    pub on_duty: drain::Watch,
+    /// Begins when another daemon accepts. Connections that are open then end with their next answer: one that is
+    /// closed while its client sends a request would lose it, and the client has somewhere to go in its own time.
+    pub has_handed_over: drain::Watch,
 }
 
 impl Metrics {
@@ -99,22 +110,33 @@ impl Server {
         node: NodeAddresses,
         metrics: Metrics,
         tasks: drain::Tasks,
+        terms: Terms,
     ) -> Self {
         let connections = Arc::new(Semaphore::new(config.max_connections));
         let on_node = Arc::new(Semaphore::new(config.max_connections.div_ceil(2)));
-        Self { config, endpoint: Arc::new(endpoint), limits, node, connections, on_node, metrics, tasks }
+        Self {
+            config,
+            endpoint: Arc::new(endpoint),
+            limits,
+            node,
+            connections,
+            on_node,
+            metrics,
+            tasks,
+            terms,
+        }
     }
 
-    /// Accepts on `listener` until the drain begins. No error ends it.
+    /// Accepts on `listener` for as long as that is its duty. No error ends it.
     pub async fn run(self, listener: TcpListener) {
-        let drain = self.tasks.watch();
+        let on_duty = self.terms.on_duty.clone();
         let mut pause = PAUSES.0;
         loop {
             // Taken before accepting: what cannot be served stays in the kernel's queue.
             let Ok(place) = self.connections.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
                 biased;
-                () = drain.begun() => return,
+                () = on_duty.begun() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -168,13 +190,16 @@ impl Server {
         let io = TokioIo::new(Resettable::new(stream, reset.clone(), self.config.header_timeout));
         let service = service_fn(|request: Request<Incoming>| {
             let peer = Peer { address, reset: reset.clone() };
-            let endpoint = &self.endpoint;
+            let (endpoint, handed_over) = (&self.endpoint, &self.terms.has_handed_over);
             async move {
-                let response = if too_many {
+                let mut response = if too_many {
                     endpoint.refuse_connection(&peer)
                 } else {
                     endpoint.answer(request, peer).await
                 };
+                if handed_over.has_begun() {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<Response<ReplyBody>, Infallible>(response)
             }
         });
@@ -189,7 +214,9 @@ impl Server {
         let served = tokio::select! {
             served = connection.as_mut() => served,
             () = drain.begun() => {
-                connection.as_mut().graceful_shutdown();
+                if !self.terms.has_handed_over.has_begun() {
+                    connection.as_mut().graceful_shutdown();
+                }
                 connection.await
             }
         };

@@ -1,0 +1,127 @@
+//! What each daemon of a hand-over is to the other's credentials: it answers, or it is gone.
+
+use std::{
+    collections::HashMap,
+    future,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+
+use super::{
+    cache::WireOutcome,
+    message::{Message, WireKey},
+};
+use crate::credentials::{Counterpart, CredentialKey, Inherited, Outcome};
+
+/// The new daemon, as the old one sees it.
+pub(super) struct Successor {
+    messages: UnboundedSender<Message>,
+    /// `None` once it is gone.
+    wants: Mutex<Option<Wants>>,
+}
+
+#[derive(Default)]
+struct Wants {
+    next_id: u64,
+    waiting: HashMap<u64, (CredentialKey, oneshot::Sender<Option<Outcome>>)>,
+}
+
+/// The old daemon, as the new one sees it: exchanges that it had out, each until it has ended.
+pub(super) struct Predecessor {
+    under_way: Mutex<HashMap<CredentialKey, UnderWay>>,
+}
+
+struct UnderWay {
+    /// `None` once it has ended, or the other has.
+    end: Option<oneshot::Sender<Option<Outcome>>>,
+    /// `None` once somebody waits.
+    ended: Option<oneshot::Receiver<Option<Outcome>>>,
+}
+
+impl Successor {
+    /// Whoever holds the other end of `messages` sends them.
+    pub(super) fn new(messages: UnboundedSender<Message>) -> Self {
+        Self { messages, wants: Mutex::new(Some(Wants::default())) }
+    }
+
+    pub(super) fn given(&self, id: u64, outcome: Option<WireOutcome>) {
+        let waiting = self.wants().as_mut().and_then(|wants| wants.waiting.remove(&id));
+        if let Some((key, waiting)) = waiting {
+            // Whoever waited may have been forgotten.
+            let _ = waiting.send(outcome.and_then(|wire| wire.read(&key)));
+        }
+    }
+
+    /// Nothing more is to be had: whoever waits does it alone.
+    pub(super) fn is_gone(&self) {
+        self.wants().take();
+    }
+
+    fn wants(&self) -> MutexGuard<'_, Option<Wants>> {
+        self.wants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counterpart for Successor {
+    fn fetch(&self, key: &CredentialKey) -> BoxFuture<'static, Option<Outcome>> {
+        let (answer, answered) = oneshot::channel();
+        match self.wants().as_mut() {
+            None => return future::ready(None).boxed(),
+            Some(wants) => {
+                let id = wants.next_id;
+                wants.next_id += 1;
+                wants.waiting.insert(id, (key.clone(), answer));
+                // Where nobody sends it any more, `is_gone` follows.
+                let _ = self.messages.send(Message::Want { id, key: key.into() });
+            }
+        }
+        answered.map(|answer| answer.ok().flatten()).boxed()
+    }
+
+    fn ended(&self, key: &CredentialKey, outcome: Option<&Outcome>) {
+        let outcome = outcome.and_then(WireOutcome::of);
+        let _ = self.messages.send(Message::Ended { key: WireKey::from(key), outcome });
+    }
+}
+
+impl Predecessor {
+    pub(super) fn new(inherited: &[Inherited]) -> Self {
+        let under_way = inherited.iter().filter(|inherited| inherited.is_under_way).map(|inherited| {
+            let (end, ended) = oneshot::channel();
+            (inherited.key.clone(), UnderWay { end: Some(end), ended: Some(ended) })
+        });
+        Self { under_way: Mutex::new(under_way.collect()) }
+    }
+
+    pub(super) fn ended(&self, key: &WireKey, outcome: Option<WireOutcome>) {
+        let Some(key) = key.read() else { return };
+        let end = self.under_way().get_mut(&key).and_then(|under_way| under_way.end.take());
+        if let Some(end) = end {
+            let _ = end.send(outcome.and_then(|wire| wire.read(&key)));
+        }
+    }
+
+    /// Nothing more is to be had: whoever waits does it alone.
+    pub(super) fn is_gone(&self) {
+        self.under_way().values_mut().for_each(|under_way| drop(under_way.end.take()));
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, HashMap<CredentialKey, UnderWay>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counterpart for Predecessor {
+    fn fetch(&self, key: &CredentialKey) -> BoxFuture<'static, Option<Outcome>> {
+        match self.under_way().get_mut(key).and_then(|under_way| under_way.ended.take()) {
+            Some(ended) => ended.map(|ended| ended.ok().flatten()).boxed(),
+            None => future::ready(None).boxed(),
+        }
+    }
+
+    fn ended(&self, _: &CredentialKey, _: Option<&Outcome>) {
+        // The old daemon asks for what it wants.
+    }
+}
