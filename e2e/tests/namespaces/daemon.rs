@@ -7,6 +7,10 @@ use std::{
     sync::LazyLock,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rolecall_sandbox::{
     World,
     cluster::pod::PodBuilder,
@@ -82,11 +86,27 @@ impl Surroundings {
 
     /// Starts the daemon by another program.
     pub fn spawn_by(&self, by: &[&str], flags: &[&str]) -> Daemon {
+        self.spawn_in(self.dir.path(), by, flags)
+    }
+
+    /// Starts one of several daemons, with a log and an admin socket of its own, whatever becomes of it.
+    pub fn spawn_as(&self, name: &str, flags: &[&str]) -> Daemon {
+        let dir = self.path(name);
+        fs::create_dir(&dir).unwrap();
+        self.spawn_in(&dir, &[], flags)
+    }
+
+    /// A path in the folder of the test.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn spawn_in(&self, dir: &Path, by: &[&str], flags: &[&str]) -> Daemon {
         let settings = Settings {
             kubeconfig: &self.dir.path().join("kubeconfig"),
             pods: self.world.kubelet.path(),
             sts: &self.world.sts.url(),
-            dir: self.dir.path(),
+            dir,
         };
         Daemon::spawn(&settings, by, flags)
     }
@@ -94,6 +114,13 @@ impl Surroundings {
     /// Starts the daemon and waits until it is ready.
     pub fn start(&self, flags: &[&str]) -> Daemon {
         self.start_by(&[], flags)
+    }
+
+    /// As [`Surroundings::spawn_as`], and waits until it is ready.
+    pub fn start_as(&self, name: &str, flags: &[&str]) -> Daemon {
+        let mut daemon = self.spawn_as(name, flags);
+        daemon.wait_until_ready();
+        daemon
     }
 
     /// Starts the daemon by another program, and waits until it is ready.
@@ -154,6 +181,11 @@ impl Daemon {
     /// Waits until the process ends by itself.
     pub fn end(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
     }
 
     pub fn kill(&mut self) {

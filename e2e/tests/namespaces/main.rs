@@ -11,6 +11,7 @@ mod daemon;
 mod firewall;
 mod network;
 mod shim;
+mod upgrades;
 
 use std::{
     fs,
@@ -52,6 +53,7 @@ const TESTS: &[Test] = &[
     ("rules_outlive_the_daemon_until_cleanup_by_iptables_nft", || firewall::outlives(IptablesNft)),
     ("rules_outlive_the_daemon_until_cleanup_by_iptables_legacy", || firewall::outlives(IptablesLegacy)),
     ("another_way_of_blocking_replaces_the_former", firewall::replaces),
+    ("a_hand_over_under_load_of_many_pods_fails_no_request", upgrades::without_a_failed_request),
     ("a_network_that_bypasses_netfilter_is_told", firewall::tells_bypass),
 ];
 
