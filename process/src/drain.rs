@@ -24,6 +24,10 @@ pub struct Trigger {
     inner: Arc<Inner>,
 }
 
+/// Begins a drain from where the [`Trigger`] is not. Cloning is cheap.
+#[derive(Clone)]
+pub struct Beginner(CancellationToken);
+
 /// Tells whether the drain has begun. Cloning is cheap.
 #[derive(Clone)]
 pub struct Watch(CancellationToken);
@@ -90,6 +94,12 @@ impl Trigger {
         self.inner.begun.cancel();
     }
 
+    /// Lets another part begin the drain.
+    #[must_use]
+    pub fn beginner(&self) -> Beginner {
+        Beginner(self.inner.begun.clone())
+    }
+
     /// Begins the drain, waits up to `deadline` for the tasks to end and cuts off those that have not.
     pub async fn finish(self, deadline: Duration) -> Vec<Left> {
         self.begin();
@@ -115,6 +125,13 @@ impl Trigger {
     #[must_use]
     pub fn tasks(&self) -> Tasks {
         Tasks { inner: self.inner.clone() }
+    }
+}
+
+impl Beginner {
+    /// As [`Trigger::begin`].
+    pub fn begin(&self) {
+        self.0.cancel();
     }
 }
 

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod probe;
 pub mod readiness;
 pub mod signal;
+pub mod socket;
 pub mod telemetry;
 pub mod time;
 pub mod value;

@@ -1,18 +1,22 @@
-//! An accept loop that nothing ends but being dropped.
+//! An accept loop that no error ends.
 
 use std::{io, time::Duration};
 
 use tokio::{task::JoinSet, time};
+use tokio_util::sync::CancellationToken;
 
 /// How long to wait after an accept error that is about this process, such as too many open files: at once it
 /// would only come again.
 const BACK_OFF: Duration = Duration::from_millis(200);
 
-/// Accepts connections and serves up to `max` of them at a time; the next one waits to be accepted.
+/// Accepts connections until `closed` and serves up to `max` of them at a time; the next one waits to be accepted.
+///
+/// What has been accepted by the end is served to its own end; the listener goes before.
 pub(super) async fn run<S, F>(
     max: usize,
     mut accept: impl AsyncFnMut() -> io::Result<S>,
     serve: impl Fn(S) -> F,
+    closed: CancellationToken,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -22,6 +26,7 @@ pub(super) async fn run<S, F>(
             connections.join_next().await;
         }
         let accepted = tokio::select! {
+            () = closed.cancelled() => break,
             accepted = accept() => accepted,
             Some(_) = connections.join_next() => continue,
         };
@@ -36,6 +41,8 @@ pub(super) async fn run<S, F>(
             }
         }
     }
+    drop(accept);
+    while connections.join_next().await.is_some() {}
 }
 
 /// Whether `error` is about the connection that was to be accepted, so that the next one may well succeed.
@@ -87,7 +94,7 @@ mod tests {
             let served = served.clone();
             async move { served.send((n, began.elapsed())).unwrap() }
         };
-        let listening = run(8, accept, serve);
+        let listening = run(8, accept, serve, CancellationToken::new());
         let watching = async { [was_served.recv().await.unwrap(), was_served.recv().await.unwrap()] };
         tokio::select! {
             () = listening => unreachable!("the loop ended"),
@@ -113,7 +120,11 @@ mod tests {
                 }
             }
         };
-        let ended = time::timeout(Duration::from_secs(60), run(2, accepting((1..=7).map(Ok)), serve)).await;
+        let ended = time::timeout(
+            Duration::from_secs(60),
+            run(2, accepting((1..=7).map(Ok)), serve, CancellationToken::new()),
+        )
+        .await;
         assert!(ended.is_err());
         assert_eq!(most.load(Ordering::Relaxed), 2);
         assert_eq!(*served.lock().unwrap(), [1, 2, 4, 5, 6, 7]);

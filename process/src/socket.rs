@@ -1,4 +1,4 @@
-//! The file of the Unix socket: made for root alone, put in the place of a stale one, taken away at the end.
+//! The file of a Unix socket: made for root alone, put in the place of a stale one, taken away at the end.
 
 use std::{
     ffi::OsString,
@@ -13,21 +13,40 @@ use std::{
 };
 
 /// The socket's file, which goes when this is dropped, unless it has been replaced meanwhile.
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode: the file of a successor is not ours to remove.
-    id: (u64, u64),
+    /// Device and inode: the file of a successor is not ours to remove. `None` where it is left to one.
+    id: Option<(u64, u64)>,
 }
 
 /// Listens at `path`, readable and writable for the owner alone; the directory is made where it is missing.
 ///
 /// A file that a process without a proper end left behind is replaced; a socket on which somebody still listens
 /// and a file of another kind are errors.
-pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    if let Some(directory) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    }
+///
+/// # Errors
+/// When the path cannot be had; the text says what is in its way.
+pub fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    make_directory(path)?;
     check_free(path)?;
+    put(path)
+}
+
+/// As [`bind`], but in the place of whatever socket is there: its listener is on its way out.
+///
+/// # Errors
+/// As [`bind`].
+pub fn replace(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    make_directory(path)?;
+    put(path)
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    let Some(directory) = path.parent() else { return Ok(()) };
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+fn put(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     // Bound under another name first: at its own name it is never seen with the wrong mode, and the stale file is
     // replaced in one step.
     let mut draft = OsString::from(path);
@@ -43,8 +62,14 @@ pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
 }
 
 impl SocketFile {
-    pub(super) fn path(&self) -> &Path {
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Leaves the file to whoever comes after, who puts another in its place.
+    pub fn leave(mut self) {
+        self.id = None;
     }
 }
 
@@ -53,7 +78,7 @@ fn settle(listener: &UnixListener, draft: &Path, path: &Path) -> io::Result<Sock
     fs::set_permissions(draft, Permissions::from_mode(0o600))?;
     let id = id_of(draft)?;
     fs::rename(draft, path)?;
-    Ok(SocketFile { path: path.to_owned(), id })
+    Ok(SocketFile { path: path.to_owned(), id: Some(id) })
 }
 
 /// Whether `path` may be taken.
@@ -92,7 +117,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if id_of(&self.path).is_ok_and(|id| id == self.id) {
+        if self.id.is_some() && id_of(&self.path).ok() == self.id {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -152,6 +177,18 @@ mod tests {
         fs::write(&path, "mine").unwrap();
         assert_eq!(bind(&path).err().map(|error| error.kind()), Some(ErrorKind::AlreadyExists));
         assert_eq!(fs::read(&path).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_file_that_is_left_to_a_successor_stays_and_is_replaced_while_somebody_listens() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("admin.sock");
+        let (_listener, file) = bind(&path).unwrap();
+        file.leave();
+        assert!(path.exists());
+        let (successor, _its_file) = replace(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        successor.accept().unwrap();
     }
 
     #[test]
