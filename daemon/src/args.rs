@@ -240,7 +240,7 @@ mod tests {
             ("--witness=address", ["--witness", "'address'", "token+address"]),
             ("--role-in-path=no", ["--role-in-path", "'no'", "refuse"]),
             ("--sts-fips=maybe", ["--sts-fips", "'maybe'", "not a boolean"]),
-            ("--sts-concurrency=0", ["--sts-concurrency", "'0'", "1..=1000"]),
+            ("--sts-concurrency=0", ["--sts-concurrency", "'0'", "1..=4096"]),
             ("--events=no", ["--events", "'no'", "off"]),
             ("--manage-addresses=no", ["--manage-addresses", "'no'", "off"]),
             ("--metadata-firewall=none", ["--metadata-firewall", "'none'", "nftables"]),

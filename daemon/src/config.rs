@@ -384,7 +384,7 @@ mod tests {
             &["--sts-fips true: ", "drop it or --sts-endpoint"],
         );
         check_mistake("--sts-endpoint=https://sts --sts-dual-stack", &["--sts-dual-stack true: "]);
-        check_mistake("--sts-connect-timeout=16s", &["--sts-connect-timeout 16s: ", "--sts-attempt-timeout"]);
+        check_mistake("--sts-connect-timeout=21s", &["--sts-connect-timeout 21s: ", "--sts-attempt-timeout"]);
         check_mistake("--sts-attempt-timeout=3m", &["--sts-attempt-timeout 180s: ", "1s to 2m"]);
         check_mistake("--sts-hedge-after=0", &["--sts-hedge-after 0ns: ", "3s"]);
         let alone =

@@ -68,8 +68,10 @@ pub struct SessionRequest {
 /// The settings of the credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Most exchanges with STS at a time; throttling lowers it for a while.
+    /// Most exchanges with STS at a time.
     pub concurrency: usize,
+    /// Most of these that are younger than a second; throttling lowers it for a while.
+    pub burst: usize,
     /// How long STS may be silent before a second attempt runs beside the first.
     pub hedge_after: Duration,
     /// Most keys that one pod may ask for; its own role is never refused for it.
@@ -78,6 +80,6 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { concurrency: 16, hedge_after: Duration::from_secs(3), roles_per_pod: 16 }
+        Self { concurrency: 512, burst: 16, hedge_after: Duration::from_secs(3), roles_per_pod: 16 }
     }
 }

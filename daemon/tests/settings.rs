@@ -21,6 +21,7 @@ const ALL: [(&str, &str, &str); 44] = [
     ("sts-fips", "true", "true"),
     ("sts-dual-stack", "yes", "true"),
     ("sts-concurrency", "3", "3"),
+    ("sts-burst", "2", "2"),
     ("sts-connect-timeout", "2s", "2s"),
     ("sts-attempt-timeout", "9s", "9s"),
     ("sts-hedge-after", "4s", "4s"),
@@ -63,9 +64,10 @@ const DEFAULTS: &str = "\
 --region=eu-west-1
 --sts-fips=false
 --sts-dual-stack=false
---sts-concurrency=16
+--sts-concurrency=512
+--sts-burst=16
 --sts-connect-timeout=1s
---sts-attempt-timeout=15s
+--sts-attempt-timeout=20s
 --sts-hedge-after=3s
 --session-duration=3600s
 --session-name={namespace}.{pod}

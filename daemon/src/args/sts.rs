@@ -44,16 +44,27 @@ pub struct StsArgs {
     pub sts_dual_stack: bool,
     /// Exchanges with STS that may be under way at a time, on this node
     ///
-    /// Raise it where nodes have hundreds of pods that start together; STS throttles per account, and the roles
-    /// of all nodes count.
+    /// It matters while STS is slow: where it takes 15 s and ten pods come each second, 150 are under way.
     #[arg(
         long,
         env = "ROLECALL_STS_CONCURRENCY",
         value_name = "COUNT",
+        default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(1..=4096)
+    )]
+    pub sts_concurrency: u32,
+    /// Exchanges with STS that may have begun within the last second and be under way, on this node
+    ///
+    /// Raise it where nodes have hundreds of pods that start together; STS throttles per account, and the roles
+    /// of all nodes count.
+    #[arg(
+        long,
+        env = "ROLECALL_STS_BURST",
+        value_name = "COUNT",
         default_value_t = 16,
         value_parser = clap::value_parser!(u32).range(1..=1000)
     )]
-    pub sts_concurrency: u32,
+    pub sts_burst: u32,
     /// How long a connection to STS may take to stand
     #[arg(
         long,
@@ -65,12 +76,13 @@ pub struct StsArgs {
     pub sts_connect_timeout: Duration,
     /// How long one attempt may wait for the answer of STS before it is cut
     ///
-    /// A slow STS is not a dead one: keep it well above the slowest answer seen.
+    /// A slow STS is not a dead one: keep it well above the slowest answer seen. A request waits no longer than
+    /// --give-up-after, so the two are the same.
     #[arg(
         long,
         env = "ROLECALL_STS_ATTEMPT_TIMEOUT",
         value_name = "TIME",
-        default_value = "15s",
+        default_value = "20s",
         value_parser = duration
     )]
     pub sts_attempt_timeout: Duration,

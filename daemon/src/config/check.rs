@@ -195,6 +195,7 @@ fn check_credentials(checked: &mut Checked, sts: &StsArgs, args: &SessionArgs) -
     );
     credentials::Config {
         concurrency: as_usize(sts.sts_concurrency),
+        burst: as_usize(sts.sts_burst),
         hedge_after: sts.sts_hedge_after,
         roles_per_pod: as_usize(args.max_roles_per_pod),
     }

@@ -58,6 +58,7 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("--sts-fips", Some(sts.fips.to_string())),
         ("--sts-dual-stack", Some(sts.dual_stack.to_string())),
         ("--sts-concurrency", Some(credentials.concurrency.to_string())),
+        ("--sts-burst", Some(credentials.burst.to_string())),
         ("--sts-connect-timeout", Some(format!("{:?}", sts.connect_timeout))),
         ("--sts-attempt-timeout", Some(format!("{:?}", sts.attempt_timeout))),
         ("--sts-hedge-after", Some(format!("{:?}", credentials.hedge_after))),

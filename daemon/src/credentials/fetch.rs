@@ -74,7 +74,7 @@ impl<S: Sts> Fetcher<S> {
             result = &mut first => return result,
             () = sleep(self.hedge_after) => {}
         }
-        let Some(place) = self.pace.spare() else {
+        let Some(place) = self.pace.spare(Instant::now()) else {
             return first.await;
         };
         let mut second = pin!(async {

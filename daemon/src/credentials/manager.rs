@@ -61,7 +61,7 @@ impl CredentialManager {
         let shared = Arc::new(Shared {
             table: Mutex::new(Table::new(Limits {
                 roles: config.roles_per_pod,
-                exchanges: config.concurrency.div_ceil(4),
+                exchanges: config.burst.min(config.concurrency).div_ceil(4),
             })),
             clock,
             wake: Arc::new(Notify::new()),

@@ -12,7 +12,7 @@ use super::{
     handover::Outcome,
     manager::Shared,
     metrics::Metrics,
-    pace::Pace,
+    pace::{Limits, Pace},
     table::{Consequence, Fetched, Ticket, Work},
 };
 use crate::token::volume::TokenSource;
@@ -57,7 +57,8 @@ impl<S: Sts> Worker<S> {
         metrics: Metrics,
         shared: Arc<Shared>,
     ) -> Self {
-        let pace = Pace::new(config.concurrency, shared.wake.clone(), metrics.clone());
+        let limits = Limits { out: config.concurrency, young: config.burst };
+        let pace = Pace::new(limits, shared.wake.clone(), metrics.clone());
         let fetcher = Arc::new(Fetcher {
             sts,
             tokens,
@@ -132,7 +133,7 @@ impl<S: Sts> Worker<S> {
         let fetcher = self.fetcher.clone();
         let other = self.shared.counterpart().filter(|_| is_elsewhere);
         // Also while the other daemon has the exchange: the bound is on those of the node.
-        let place = self.pace.take();
+        let place = self.pace.take(Instant::now());
         self.under_way.push(Box::pin(async move {
             let fetch = async {
                 if let Some(other) = other

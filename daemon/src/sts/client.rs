@@ -79,7 +79,7 @@ pub struct StsClient {
 }
 
 impl StsConfig {
-    /// AWS's endpoint of `region`, connected to within 1 s; an attempt may take 15 s.
+    /// AWS's endpoint of `region`, connected to within 1 s; an attempt may take 20 s.
     pub fn regional(region: impl Into<String>) -> Self {
         Self {
             region: region.into(),
@@ -87,7 +87,7 @@ impl StsConfig {
             fips: false,
             dual_stack: false,
             connect_timeout: Duration::from_secs(1),
-            attempt_timeout: Duration::from_secs(15),
+            attempt_timeout: Duration::from_secs(20),
             proxy: ProxySettings::default(),
         }
     }

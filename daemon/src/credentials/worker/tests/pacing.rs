@@ -5,13 +5,41 @@ use crate::credentials::Need;
 
 #[tokio::test(start_paused = true)]
 async fn no_more_exchanges_are_out_than_configured() {
-    let node = Node::start();
+    let node = Node::with(Config { concurrency: 16, ..Config::default() });
     node.sts.always(after(2 * SECOND, Answer::Issue(HOUR)));
     let pods: Vec<_> = (0..100).map(|n| node.pod(&format!("pod-{n}"))).collect();
     pods.iter().for_each(|pod| node.manager.warm(pod.clone()));
     pass(15 * SECOND).await;
     assert!(pods.iter().all(|pod| node.manager.valid(&pod.key).is_some()));
     assert_eq!(node.sts.0.most_out.load(Ordering::SeqCst), 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_sts_holds_up_no_pod_while_the_rate_stays_within_the_burst() {
+    let node = Node::with(Config { hedge_after: HOUR, ..Config::default() });
+    node.sts.always(after(15 * SECOND, Answer::Issue(HOUR)));
+    for n in 0..200 {
+        let pod = node.pod(&format!("pod-{n}"));
+        let called = node.sts.count();
+        node.manager.warm(pod);
+        pass(SECOND / 10).await;
+        assert_eq!(node.sts.count(), called + 1, "its exchange began at once");
+    }
+    assert_eq!(node.sts.0.most_out.load(Ordering::SeqCst), 150);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_is_asked_for_in_bursts() {
+    let node = Node::with(Config { hedge_after: HOUR, ..Config::default() });
+    node.sts.always(after(MINUTE, Answer::Issue(HOUR)));
+    for n in 0..100 {
+        node.manager.warm(node.pod(&format!("pod-{n}")));
+    }
+    for burst in 1..=6 {
+        pass(SECOND / 2).await;
+        assert_eq!(node.sts.count(), 16 * burst);
+        pass(SECOND / 2).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
