@@ -30,6 +30,7 @@ impl Follower {
             Change::Arrived(pod) => {
                 tracing::debug!(pod = %pod.identity, uid = %pod.uid(), role = ?pod.binding.role, "saw a pod");
                 self.credentials.readmit(pod.uid());
+                self.sessions.prepare(pod);
                 self.tell(pod);
                 self.warm(pod);
             }
@@ -38,6 +39,7 @@ impl Follower {
                 if before.binding.role != after.binding.role {
                     self.tell(after);
                 }
+                self.sessions.prepare(after);
                 let key = |pod| self.sessions.own(pod).map(|session| session.key);
                 // What it had in a former role stays until it goes: a container may still ask for it by its path.
                 if key(before) != key(after) {
@@ -66,6 +68,7 @@ impl Follower {
 
     fn forget(&self, pod: &Pod) {
         self.credentials.forget(pod.uid());
+        self.sessions.forget(pod.uid());
         self.verifier.forget(pod.uid());
         self.observer.forget(pod.uid());
     }

@@ -135,6 +135,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A restarted daemon must not wait for the connections of its predecessor to be forgotten.
     socket.set_reuseaddr(true)?;
+    // Linux hands it on to each accepted connection, so that none has to set it.
+    socket.set_nodelay(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     caller::{self, Callers},
-    limits::{Limits, Permit, Source},
+    limits::{Budget, Limits, Permit, Source},
     observe::{Exchange, Observer},
     refusal::Refusal,
     reply,
@@ -44,11 +44,13 @@ pub struct Endpoint {
 }
 
 /// The other end of a connection.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Peer {
     pub address: IpAddr,
     /// Ends the connection with a reset.
     pub reset: ResetSwitch,
+    /// What requests from its address may do.
+    budget: Budget,
 }
 
 /// A request that waits for credentials: what it takes to finish it, wherever that happens.
@@ -65,12 +67,18 @@ struct Waiting {
     _permit: Permit,
 }
 
+impl Peer {
+    pub fn new(address: IpAddr, budget: Budget) -> Self {
+        Self { address, reset: ResetSwitch::default(), budget }
+    }
+}
+
 impl Endpoint {
     /// Answers one request. It never fails: what goes wrong is an answer too.
-    pub async fn answer<B>(&self, request: Request<B>, peer: Peer) -> Response<ReplyBody> {
+    pub async fn answer<B>(&self, request: Request<B>, peer: &Peer) -> Response<ReplyBody> {
         let arrived = Instant::now();
         let mut exchange = self.observer.arrived(arrived, peer.address);
-        let waiting = match self.begin(&request, &peer, arrived, &mut exchange).await {
+        let waiting = match self.begin(&request, peer, arrived, &mut exchange).await {
             Ok(Progress::Done(document)) => {
                 exchange.answered();
                 return reply::credentials(document);
@@ -79,7 +87,7 @@ impl Endpoint {
             Err(refusal) => return refuse(exchange, &refusal),
         };
         let can_drip = self.config.timing.mode == Mode::Drip && request.version() == http::Version::HTTP_11;
-        finish(waiting, exchange, can_drip, peer.reset).await
+        finish(waiting, exchange, can_drip, peer.reset.clone()).await
     }
 
     /// Answers a request on a connection that is one too many of its pod.
@@ -98,16 +106,12 @@ impl Endpoint {
         let head = Head::check(request)?;
         // Charged before anything is done for it, to whoever that can be told to be by now.
         let on_node = self.node.contains(peer.address);
-        let permit = if on_node {
-            self.limits.admit_unidentified()?
-        } else {
-            self.limits.admit(Source::Address(peer.address))?
-        };
+        let permit = if on_node { self.limits.admit_unidentified()? } else { peer.budget.admit()? };
         let asking = caller::Request { peer: peer.address, token: head.token };
         let identified = self.callers.identify(asking, arrived).await;
         let pod = identified.inspect_err(|_| exchange.suspected(self.callers.suspects(asking)))?;
-        exchange.identified(&pod.identity);
-        let permit = if on_node { self.limits.admit(Source::Pod(pod.uid().clone()))? } else { permit };
+        exchange.identified(&pod);
+        let permit = if on_node { self.limits.of(Source::Pod(pod.uid().clone())).admit()? } else { permit };
         let session = self.session(&pod, head.role)?;
         if let Some(credentials) = self.credentials.valid(&session.key) {
             return Ok(Progress::Done(credentials.reply()));
@@ -115,7 +119,7 @@ impl Endpoint {
         let role = session.key.role.clone();
         let pending = self
             .credentials
-            .request(session)
+            .request(Arc::unwrap_or_clone(session))
             .map_err(|error| Refusal::TooManyRoles { limit: error.limit })?;
         Ok(Progress::Waiting(Box::new(Waiting {
             pending,
@@ -130,20 +134,24 @@ impl Endpoint {
         })))
     }
 
-    fn session(&self, pod: &Pod, asked: PathRole<'_>) -> Result<SessionRequest, Refusal> {
+    fn session(&self, pod: &Arc<Pod>, asked: PathRole<'_>) -> Result<Arc<SessionRequest>, Refusal> {
+        let named;
         let role = match asked {
             PathRole::Own => match &pod.binding.role {
                 None => return Err(Refusal::NoRole),
                 Some(Err(error)) => return Err(Refusal::RoleMalformed(error.clone())),
-                Some(Ok(role)) => role.clone(),
+                Some(Ok(role)) => role,
             },
             PathRole::Named(_) if !self.config.role_in_path => return Err(Refusal::RoleNotAllowed),
-            PathRole::Named(text) => text.parse().map_err(Refusal::RoleMalformed)?,
+            PathRole::Named(text) => {
+                named = text.parse().map_err(Refusal::RoleMalformed)?;
+                &named
+            }
         };
         if pod.token_volumes.is_empty() {
             return Err(Refusal::NoTokenVolume);
         }
-        Ok(self.sessions.request(pod, role))
+        Ok(self.sessions.find(pod, role))
     }
 }
 

@@ -1,12 +1,11 @@
 //! What one pod may ask for at a time, so that it cannot make another wait.
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use moka::sync::Cache;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -15,14 +14,11 @@ use tokio::{
 use super::refusal::Refusal;
 use crate::identity::PodUid;
 
-/// Most sources that are kept track of; the one that was idle longest goes first.
-const MAX_SOURCES: u64 = 8192;
+/// Sources that are kept track of before idle ones are looked for.
+const MANY_SOURCES: usize = 1024;
 
 /// Most requests from the node's own addresses that wait to be identified.
 const MAX_UNIDENTIFIED: usize = 512;
-
-/// A source that was idle for this long is forgotten.
-const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// The limits of one pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +43,22 @@ pub enum Source {
 #[derive(Debug, Clone)]
 pub struct Limits {
     config: Config,
-    sources: Cache<Source, Arc<State>>,
+    sources: Arc<Mutex<Sources>>,
     /// Places for requests from the node's own addresses while it is not known whose they are.
     unidentified: Arc<Semaphore>,
+}
+
+/// What one source may do and has done. A connection keeps its own, so that its requests need not look for it.
+/// Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Budget(Arc<State>);
+
+/// The budgets that differ from a fresh one, and some that do not any more.
+#[derive(Debug)]
+struct Sources {
+    budgets: HashMap<Source, Budget>,
+    /// How many there may be before idle ones are dropped.
+    sweep_at: usize,
 }
 
 /// A place among what a source may do at a time; it is given back when dropped.
@@ -69,6 +78,7 @@ pub enum Connection {
 
 #[derive(Debug)]
 struct State {
+    config: Config,
     bucket: Mutex<Bucket>,
     waiting: Arc<Semaphore>,
     connections: Arc<Semaphore>,
@@ -92,26 +102,26 @@ impl Connection {
 
 impl Limits {
     pub fn new(config: Config) -> Self {
-        let sources = Cache::builder().max_capacity(MAX_SOURCES).time_to_idle(FORGET_AFTER).build();
-        Self { config, sources, unidentified: Arc::new(Semaphore::new(MAX_UNIDENTIFIED)) }
+        let sources = Sources { budgets: HashMap::new(), sweep_at: MANY_SOURCES };
+        Self {
+            config,
+            sources: Arc::new(Mutex::new(sources)),
+            unidentified: Arc::new(Semaphore::new(MAX_UNIDENTIFIED)),
+        }
     }
 
-    /// Takes a place for a request.
-    ///
-    /// # Errors
-    /// The limit that is reached.
-    pub fn admit(&self, source: Source) -> Result<Permit, Refusal> {
-        let state = self.state(source);
-        let permit = state
-            .waiting
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| Refusal::TooManyRequests("requests at a time"))?;
-        if !state.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.config.requests_per_second)
-        {
-            return Err(Refusal::TooManyRequests("requests per second"));
+    /// The budget of `source`.
+    pub fn of(&self, source: Source) -> Budget {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(budget) = sources.budgets.get(&source) {
+            return budget.clone();
         }
-        Ok(Permit(permit))
+        if sources.sweep_at <= sources.budgets.len() {
+            sources.sweep();
+        }
+        let budget = Budget::new(self.config);
+        sources.budgets.insert(source, budget.clone());
+        budget
     }
 
     /// Takes a place for a request of which it is not known yet to whom to charge it.
@@ -122,45 +132,90 @@ impl Limits {
         let permit = self.unidentified.clone().try_acquire_owned();
         permit.map(Permit).map_err(|_| Refusal::TooManyRequests("unidentified requests of the node"))
     }
+}
+
+impl Sources {
+    /// Drops the budgets that are as good as fresh ones, so that nobody gains by being forgotten. What is left was
+    /// used within the last seconds, or has connections.
+    fn sweep(&mut self) {
+        self.budgets.retain(|_, budget| !budget.is_idle());
+        self.sweep_at = MANY_SOURCES.max(2 * self.budgets.len());
+    }
+}
+
+impl Budget {
+    fn new(config: Config) -> Self {
+        let bucket = Bucket { level: burst(config.requests_per_second), filled_at: Instant::now() };
+        Self(Arc::new(State {
+            config,
+            bucket: Mutex::new(bucket),
+            waiting: Arc::new(Semaphore::new(config.waiting)),
+            connections: Arc::new(Semaphore::new(config.connections)),
+            overflow: Arc::new(Semaphore::new(config.connections)),
+        }))
+    }
+
+    /// Takes a place for a request.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub fn admit(&self) -> Result<Permit, Refusal> {
+        let waiting = self.0.waiting.clone().try_acquire_owned();
+        let permit = waiting.map_err(|_| Refusal::TooManyRequests("requests at a time"))?;
+        if !self.0.bucket().take(self.0.config.requests_per_second) {
+            return Err(Refusal::TooManyRequests("requests per second"));
+        }
+        Ok(Permit(permit))
+    }
 
     /// Takes a place for a connection.
-    pub fn connect(&self, source: Source) -> Connection {
-        let state = self.state(source);
-        match state.connections.clone().try_acquire_owned() {
+    pub fn connect(&self) -> Connection {
+        match self.0.connections.clone().try_acquire_owned() {
             Ok(permit) => Connection::Served(Permit(permit)),
-            Err(_) => match state.overflow.clone().try_acquire_owned() {
+            Err(_) => match self.0.overflow.clone().try_acquire_owned() {
                 Ok(permit) => Connection::Refused(Permit(permit)),
                 Err(_) => Connection::CutOff,
             },
         }
     }
 
-    fn state(&self, source: Source) -> Arc<State> {
-        self.sources.get_with(source, || {
-            Arc::new(State {
-                bucket: Mutex::new(Bucket {
-                    level: burst(self.config.requests_per_second),
-                    filled_at: Instant::now(),
-                }),
-                waiting: Arc::new(Semaphore::new(self.config.waiting)),
-                connections: Arc::new(Semaphore::new(self.config.connections)),
-                overflow: Arc::new(Semaphore::new(self.config.connections)),
-            })
-        })
+    /// Whether nobody holds it or a place of it, and its bucket is full.
+    fn is_idle(&self) -> bool {
+        let State { config, waiting, connections, overflow, .. } = &*self.0;
+        Arc::strong_count(&self.0) == 1
+            && waiting.available_permits() == config.waiting
+            && connections.available_permits() == config.connections
+            && overflow.available_permits() == config.connections
+            && self.0.bucket().is_full(config.requests_per_second)
+    }
+}
+
+impl State {
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Bucket {
     fn take(&mut self, per_second: u32) -> bool {
-        let now = Instant::now();
-        let filled = now.duration_since(self.filled_at).as_secs_f64() * f64::from(per_second);
-        self.level = (self.level + filled).min(burst(per_second));
-        self.filled_at = now;
+        self.fill(per_second);
         let taken = 1.0 <= self.level;
         if taken {
             self.level -= 1.0;
         }
         taken
+    }
+
+    fn is_full(&mut self, per_second: u32) -> bool {
+        self.fill(per_second);
+        burst(per_second) <= self.level
+    }
+
+    fn fill(&mut self, per_second: u32) {
+        let now = Instant::now();
+        let filled = now.duration_since(self.filled_at).as_secs_f64() * f64::from(per_second);
+        self.level = (self.level + filled).min(burst(per_second));
+        self.filled_at = now;
     }
 }
 
@@ -170,6 +225,8 @@ fn burst(per_second: u32) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn source(last: u8) -> Source {
@@ -183,34 +240,48 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pod_that_asks_too_often_is_slowed_down_and_no_other() {
         let limits = limits();
-        let burst = (0..30).filter(|_| limits.admit(source(1)).is_ok()).count();
+        let burst = (0..30).filter(|_| limits.of(source(1)).admit().is_ok()).count();
         assert_eq!(burst, 20);
-        assert!(limits.admit(source(2)).is_ok());
+        assert!(limits.of(source(2)).admit().is_ok());
         tokio::time::advance(Duration::from_secs(1)).await;
-        let later = (0..30).filter(|_| limits.admit(source(1)).is_ok()).count();
+        let later = (0..30).filter(|_| limits.of(source(1)).admit().is_ok()).count();
         assert_eq!(later, 10);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_place_is_given_back() {
         let limits = limits();
-        let held: Vec<_> = (0..3).map(|_| limits.admit(source(1)).unwrap()).collect();
-        assert_eq!(limits.admit(source(1)).unwrap_err(), Refusal::TooManyRequests("requests at a time"));
-        assert!(limits.admit(Source::Pod("u".parse().unwrap())).is_ok());
+        let held: Vec<_> = (0..3).map(|_| limits.of(source(1)).admit().unwrap()).collect();
+        assert_eq!(limits.of(source(1)).admit().unwrap_err(), Refusal::TooManyRequests("requests at a time"));
+        assert!(limits.of(Source::Pod("u".parse().unwrap())).admit().is_ok());
         drop(held);
-        assert!(limits.admit(source(1)).is_ok());
+        assert!(limits.of(source(1)).admit().is_ok());
     }
 
     #[tokio::test]
     async fn connections_have_a_limit_of_their_own() {
         let limits = limits();
-        let served: Vec<_> = (0..2).map(|_| limits.connect(source(1))).collect();
+        let served: Vec<_> = (0..2).map(|_| limits.of(source(1)).connect()).collect();
         assert!(served.iter().all(|place| matches!(place, Connection::Served(_))), "{served:?}");
-        let refused: Vec<_> = (0..2).map(|_| limits.connect(source(1))).collect();
+        let refused: Vec<_> = (0..2).map(|_| limits.of(source(1)).connect()).collect();
         assert!(refused.iter().all(|place| matches!(place, Connection::Refused(_))), "{refused:?}");
-        assert!(matches!(limits.connect(source(1)), Connection::CutOff));
-        assert!(matches!(limits.connect(source(2)), Connection::Served(_)));
+        assert!(matches!(limits.of(source(1)).connect(), Connection::CutOff));
+        assert!(matches!(limits.of(source(2)).connect(), Connection::Served(_)));
         drop(served);
-        assert!(matches!(limits.connect(source(1)), Connection::Served(_)));
+        assert!(matches!(limits.of(source(1)).connect(), Connection::Served(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_sources_that_are_as_good_as_fresh_are_forgotten() {
+        let limits = limits();
+        let address =
+            |n: usize| Source::Address(std::net::Ipv4Addr::from_bits(0x0a00_0000 + n as u32).into());
+        let known = |n| limits.sources.lock().unwrap().budgets.contains_key(&address(n));
+        (0..MANY_SOURCES).for_each(|n| drop(limits.of(address(n))));
+        let _connection = limits.of(address(1)).connect();
+        let _held = limits.of(address(2));
+        drop(limits.of(address(3)).admit());
+        drop(limits.of(address(MANY_SOURCES)));
+        assert_eq!([0, 1, 2, 3, MANY_SOURCES].map(known), [false, true, true, true, true]);
     }
 }

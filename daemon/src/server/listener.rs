@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -162,10 +162,11 @@ impl Server {
 
     async fn serve(self, stream: TcpStream, peer: SocketAddr) {
         let address = peer.ip().to_canonical();
+        let budget = self.limits.of(Source::Address(address));
         let place = if self.node.contains(address) {
             self.on_node.clone().try_acquire_owned().map_or(Connection::CutOff, Connection::served)
         } else {
-            self.limits.connect(Source::Address(address))
+            budget.connect()
         };
         let too_many = match place {
             Connection::Served(_) => false,
@@ -178,30 +179,24 @@ impl Server {
             }
         };
         let _open = Open::new(&self.metrics.open);
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "cannot set TCP_NODELAY");
-        }
-        self.speak_http(stream, address, too_many).await;
+        let peer = Peer::new(address, budget);
+        self.speak_http(stream, peer, too_many).await;
         drop(place);
     }
 
-    async fn speak_http(&self, stream: TcpStream, address: IpAddr, too_many: bool) {
-        let reset = ResetSwitch::default();
-        let io = TokioIo::new(Resettable::new(stream, reset.clone(), self.config.header_timeout));
-        let service = service_fn(|request: Request<Incoming>| {
-            let peer = Peer { address, reset: reset.clone() };
-            let (endpoint, handed_over) = (&self.endpoint, &self.terms.has_handed_over);
-            async move {
-                let mut response = if too_many {
-                    endpoint.refuse_connection(&peer)
-                } else {
-                    endpoint.answer(request, peer).await
-                };
-                if handed_over.has_begun() {
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Ok::<Response<ReplyBody>, Infallible>(response)
+    async fn speak_http(&self, stream: TcpStream, peer: Peer, too_many: bool) {
+        let io = TokioIo::new(Resettable::new(stream, peer.reset.clone(), self.config.header_timeout));
+        let (endpoint, peer, handed_over) = (&*self.endpoint, &peer, &self.terms.has_handed_over);
+        let service = service_fn(|request: Request<Incoming>| async move {
+            let mut response = if too_many {
+                endpoint.refuse_connection(peer)
+            } else {
+                endpoint.answer(request, peer).await
+            };
+            if handed_over.has_begun() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            Ok::<Response<ReplyBody>, Infallible>(response)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -221,7 +216,7 @@ impl Server {
             }
         };
         if let Err(error) = served {
-            debug!(%error, peer = %address, "a connection ended early");
+            debug!(%error, peer = %peer.address, "a connection ended early");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the endpoint tells of itself: a metric for each request, a log line and an Event for each refusal that is news.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use moka::sync::Cache;
 use prometheus_client::{
@@ -20,6 +20,7 @@ use super::{caller::Suspects, refusal::Refusal};
 use crate::{
     events::{Events, Notice},
     identity::{PodIdentity, PodUid},
+    pods::Pod,
 };
 
 /// The same refusal of the same source is logged once in this time.
@@ -30,7 +31,10 @@ const MAX_REMEMBERED: u64 = 4096;
 
 /// Watches over the endpoint's requests. Cloning is cheap.
 #[derive(Debug, Clone)]
-pub struct Observer {
+pub struct Observer(Arc<Records>);
+
+#[derive(Debug)]
+struct Records {
     metrics: Metrics,
     /// The pods that have asked before.
     seen: Cache<PodUid, ()>,
@@ -44,7 +48,7 @@ pub struct Exchange {
     observer: Observer,
     arrived: Instant,
     peer: IpAddr,
-    pod: Option<PodIdentity>,
+    pod: Option<Arc<Pod>>,
     suspects: Suspects,
     begun: bool,
     ended: bool,
@@ -52,6 +56,8 @@ pub struct Exchange {
 
 #[derive(Debug, Clone)]
 struct Metrics {
+    /// Those of `requests` that were answered: nearly all, so it is looked up once.
+    answered: Counter,
     requests: Family<OutcomeLabel, Counter>,
     refusals: Family<CodeLabel, Counter>,
     duration: Histogram,
@@ -79,12 +85,12 @@ impl Observer {
     pub fn new(registry: &mut Registry, events: Events) -> Self {
         let logged = Cache::builder().max_capacity(MAX_REMEMBERED).time_to_live(REPEAT_AFTER).build();
         let seen = Cache::builder().max_capacity(MAX_REMEMBERED).build();
-        Self { metrics: Metrics::register(registry), seen, logged, events }
+        Self(Arc::new(Records { metrics: Metrics::register(registry), seen, logged, events }))
     }
 
     /// A request has arrived.
     pub fn arrived(&self, at: Instant, peer: IpAddr) -> Exchange {
-        self.metrics.in_progress.inc();
+        self.0.metrics.in_progress.inc();
         Exchange {
             observer: self.clone(),
             arrived: at,
@@ -98,20 +104,20 @@ impl Observer {
 
     /// Forgets a pod that has left.
     pub fn forget(&self, uid: &PodUid) {
-        self.seen.invalidate(uid);
+        self.0.seen.invalidate(uid);
     }
 
     fn is_first_of(&self, uid: &PodUid) -> bool {
-        !self.seen.contains_key(uid) && self.seen.entry_by_ref(uid).or_insert(()).is_fresh()
+        !self.0.seen.contains_key(uid) && self.0.seen.entry_by_ref(uid).or_insert(()).is_fresh()
     }
 
     fn log(&self, exchange: &Exchange, refusal: &Refusal, begun: bool) {
-        let key = (exchange.peer, exchange.pod.as_ref().map(|pod| pod.uid.clone()), refusal.code());
-        if !self.logged.entry(key).or_insert(()).is_fresh() {
+        let key = (exchange.peer, exchange.pod.as_ref().map(|pod| pod.uid().clone()), refusal.code());
+        if !self.0.logged.entry(key).or_insert(()).is_fresh() {
             return;
         }
         let shown = |pod: &Option<PodIdentity>| pod.as_ref().map(ToString::to_string);
-        let pod = shown(&exchange.pod);
+        let pod = exchange.pod.as_ref().map(|pod| pod.identity.to_string());
         let (pod_at_address, pod_of_token) =
             (shown(&exchange.suspects.at_address), shown(&exchange.suspects.of_token));
         let code = refusal.code();
@@ -127,7 +133,7 @@ impl Observer {
 
 impl Exchange {
     /// It is known who asks.
-    pub fn identified(&mut self, pod: &PodIdentity) {
+    pub fn identified(&mut self, pod: &Arc<Pod>) {
         self.pod = Some(pod.clone());
     }
 
@@ -147,39 +153,49 @@ impl Exchange {
         if self.begun {
             self.slow("finished");
         }
+        let metrics = &self.observer.0.metrics;
+        let took = self.arrived.elapsed().as_secs_f64();
         if let Some(pod) = &self.pod
-            && self.observer.is_first_of(&pod.uid)
+            && self.observer.is_first_of(pod.uid())
         {
-            self.observer.metrics.first_request_wait.observe(self.arrived.elapsed().as_secs_f64());
+            metrics.first_request_wait.observe(took);
         }
-        self.end("answered");
+        metrics.answered.inc();
+        metrics.duration.observe(took);
+        self.end();
     }
 
     /// The request was refused: by status if it was not begun, by a reset if it was.
     pub fn refused(mut self, refusal: &Refusal) {
-        self.observer.metrics.refusals.get_or_create(&CodeLabel { code: refusal.code() }).inc();
+        self.observer.0.metrics.refusals.get_or_create(&CodeLabel { code: refusal.code() }).inc();
         self.observer.log(&self, refusal, self.begun);
-        for (pod, notice) in notices(self.pod.as_ref(), &self.suspects, self.peer, refusal) {
-            self.observer.events.tell(&pod, notice);
+        for (pod, notice) in
+            notices(self.pod.as_ref().map(|pod| &pod.identity), &self.suspects, self.peer, refusal)
+        {
+            self.observer.0.events.tell(&pod, notice);
         }
         if self.begun {
             self.slow("given_up");
-            self.end("given_up");
+            self.end_as("given_up");
         } else {
-            self.end("refused");
+            self.end_as("refused");
         }
     }
 
     fn slow(&self, stage: &'static str) {
-        self.observer.metrics.slow_answers.get_or_create(&SlowLabel { stage }).inc();
+        self.observer.0.metrics.slow_answers.get_or_create(&SlowLabel { stage }).inc();
     }
 
-    fn end(&mut self, outcome: &'static str) {
-        self.ended = true;
-        let metrics = &self.observer.metrics;
-        metrics.in_progress.dec();
+    fn end_as(&mut self, outcome: &'static str) {
+        let metrics = &self.observer.0.metrics;
         metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
         metrics.duration.observe(self.arrived.elapsed().as_secs_f64());
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.observer.0.metrics.in_progress.dec();
     }
 }
 
@@ -236,15 +252,18 @@ impl Drop for Exchange {
                 self.slow("hung_up");
             }
             debug!(peer = %self.peer, "a client hung up before its answer");
-            self.end("hung_up");
+            self.end_as("hung_up");
         }
     }
 }
 
 impl Metrics {
     fn register(registry: &mut Registry) -> Self {
+        let requests: Family<OutcomeLabel, Counter> = Family::default();
+        let answered = requests.get_or_create(&OutcomeLabel { outcome: "answered" }).clone();
         let metrics = Self {
-            requests: Family::default(),
+            answered,
+            requests,
             refusals: Family::default(),
             // 0.1 ms to 26 s: a warm answer to one that was given up.
             duration: Histogram::new(exponential_buckets(0.0001, 4.0, 10)),

@@ -3,13 +3,12 @@
 //! Which pod may then be served, and from where, is decided by the caller's table, not here.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    collections::{HashMap, VecDeque},
+    sync::{Arc, PoisonError, RwLock, RwLockWriteGuard},
+    time::SystemTime,
 };
 
 use aws_lc_rs::digest;
-use moka::sync::Cache;
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
@@ -20,14 +19,8 @@ use super::{
 };
 use crate::identity::PodUid;
 
-/// Most accepted tokens that are remembered, in all.
-const MAX_ACCEPTED: u64 = 16_384;
-
 /// Most pods whose tokens are remembered; a node runs a few hundred.
-const MAX_PODS: u64 = 4096;
-
-/// What was not asked for in this time is forgotten.
-const FORGET_AFTER: Duration = Duration::from_secs(86_400);
+const MAX_PODS: usize = 4096;
 
 /// Most accepted tokens that are remembered of one pod. A pod has one file and few processes that hold older ones.
 const MAX_ACCEPTED_PER_POD: usize = 32;
@@ -49,7 +42,7 @@ pub struct Verifier {
     config: Arc<Config>,
     keys: KeySet,
     source: TokenSource,
-    accepted: Arc<Accepted>,
+    accepted: Arc<RwLock<Accepted>>,
 }
 
 /// A token that is authentic and meant for us.
@@ -91,25 +84,25 @@ type Digest = [u8; digest::SHA256_OUTPUT_LEN];
 
 /// Digests of the tokens that were accepted, so that each is verified once. A miss costs a verification, never an
 /// answer, and a hit admits nobody by itself: whether the pod still lives is looked up each time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Accepted {
-    by_digest: Cache<Digest, Arc<Verified>>,
+    by_digest: HashMap<Digest, Arc<Verified>>,
     /// The digests of each pod, oldest first.
-    by_pod: Cache<PodUid, Arc<Mutex<VecDeque<Digest>>>>,
+    by_pod: HashMap<PodUid, VecDeque<Digest>>,
+    /// The pods, in the order in which their first token was accepted.
+    pods: VecDeque<PodUid>,
 }
 
 impl Verifier {
     pub fn new(config: Config, keys: KeySet, source: TokenSource) -> Self {
-        let accepted = Accepted {
-            by_digest: Cache::builder().max_capacity(MAX_ACCEPTED).time_to_idle(FORGET_AFTER).build(),
-            by_pod: Cache::builder().max_capacity(MAX_PODS).time_to_idle(FORGET_AFTER).build(),
-        };
-        Self { config: Arc::new(config), keys, source, accepted: Arc::new(accepted) }
+        Self { config: Arc::new(config), keys, source, accepted: Arc::default() }
     }
 
     /// The token was accepted before.
     pub fn recall(&self, token: &str) -> Option<Arc<Verified>> {
-        self.accepted.by_digest.get(&sha256(token))
+        let digest = sha256(token);
+        let accepted = self.accepted.read().unwrap_or_else(PoisonError::into_inner);
+        accepted.by_digest.get(&digest).cloned()
     }
 
     /// Reads a token's claims and refuses at once what is not meant for us, authentic or not.
@@ -162,7 +155,7 @@ impl Verifier {
             pod: claims.pod.name.clone(),
             expires_at: claims.expires_at,
         });
-        self.accepted.insert(sha256(token), verified.clone());
+        self.accepted_mut().insert(sha256(token), verified.clone());
         Proof::Good(verified)
     }
 
@@ -173,7 +166,11 @@ impl Verifier {
 
     /// Forgets the tokens of a pod that has left.
     pub fn forget(&self, uid: &PodUid) {
-        self.accepted.forget(uid);
+        self.accepted_mut().forget(uid);
+    }
+
+    fn accepted_mut(&self) -> RwLockWriteGuard<'_, Accepted> {
+        self.accepted.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn is_in_kubelets_file(&self, token: &str, uid: &PodUid, volumes: &[TokenVolume]) -> bool {
@@ -202,25 +199,32 @@ impl Verifier {
 }
 
 impl Accepted {
-    fn insert(&self, digest: Digest, verified: Arc<Verified>) {
-        let of_pod = self.by_pod.get_with(verified.uid.clone(), Arc::default);
-        let mut digests = of_pod.lock().unwrap_or_else(PoisonError::into_inner);
+    fn insert(&mut self, digest: Digest, verified: Arc<Verified>) {
+        if !self.by_pod.contains_key(&verified.uid) {
+            self.pods.push_back(verified.uid.clone());
+            if MAX_PODS < self.pods.len()
+                && let Some(oldest) = self.pods.front().cloned()
+            {
+                self.forget(&oldest);
+            }
+        }
+        let digests = self.by_pod.entry(verified.uid.clone()).or_default();
         if !digests.contains(&digest) {
             digests.push_back(digest);
         }
         if MAX_ACCEPTED_PER_POD < digests.len()
             && let Some(oldest) = digests.pop_front()
         {
-            self.by_digest.invalidate(&oldest);
+            self.by_digest.remove(&oldest);
         }
         self.by_digest.insert(digest, verified);
     }
 
-    fn forget(&self, uid: &PodUid) {
-        let Some(of_pod) = self.by_pod.remove(uid) else { return };
-        for digest in of_pod.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            self.by_digest.invalidate(&digest);
+    fn forget(&mut self, uid: &PodUid) {
+        for digest in self.by_pod.remove(uid).into_iter().flatten() {
+            self.by_digest.remove(&digest);
         }
+        self.pods.retain(|it| it != uid);
     }
 }
 

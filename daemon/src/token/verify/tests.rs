@@ -1,5 +1,7 @@
 //! Good tokens and all kinds of bad ones, against real signatures.
 
+use std::time::Duration;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::FutureExt;
@@ -267,4 +269,26 @@ async fn one_pod_cannot_fill_the_memory_of_accepted_tokens() {
     }
     assert_eq!(fixture.verifier.recall(&tokens[0]), None, "the oldest made room");
     assert!(tokens[1..].iter().all(|token| fixture.verifier.recall(token).is_some()));
+}
+
+#[test]
+fn the_tokens_of_the_pod_that_was_accepted_first_make_room() {
+    let mut accepted = Accepted::default();
+    let uid = |n: usize| format!("pod-{n}").parse::<PodUid>().unwrap();
+    let digest = |n: usize| sha256(&n.to_string());
+    for n in 0..=MAX_PODS {
+        let verified = Verified {
+            uid: uid(n),
+            namespace: "shop".to_owned(),
+            pod: "orders-0".to_owned(),
+            expires_at: SystemTime::UNIX_EPOCH,
+        };
+        accepted.insert(digest(n), Arc::new(verified));
+    }
+    let is_remembered = |n: usize| accepted.by_digest.contains_key(&digest(n));
+    assert_eq!([0, 1, MAX_PODS].map(is_remembered), [false, true, true]);
+    assert_eq!(
+        (accepted.by_digest.len(), accepted.by_pod.len(), accepted.pods.len()),
+        (MAX_PODS, MAX_PODS, MAX_PODS)
+    );
 }
