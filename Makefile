@@ -98,8 +98,11 @@ image: ## Build the container images without pulling anything; IMAGE_PREFIX=regi
 	@deploy/image/build
 
 .PHONY: bench
-bench: ## Run the benchmarks
-	@cargo run --locked --release -p rolecall-benches
+bench: ## Measure the daemon against the floor and its goals, and write benches/README.md; ONLY=serve runs one part
+	@scripts/tools check cargo cc
+	@cargo build --locked --release -p rolecall-daemon --bins
+	@cargo build --locked --release -p rolecall-benches --bins
+	@$(CARGO_TARGET_DIR)/release/rolecall-benches $(or $(ONLY),--write benches)
 
 .PHONY: tools
 tools: ## Install what the tests need: kube-apiserver, etcd, the AWS SDKs, moto, and as root nftables and iptables

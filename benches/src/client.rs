@@ -1,4 +1,4 @@
-//! A client that costs as little as a client can: it writes the request and counts the bytes of the answer.
+//! Clients: one that costs as little as a client can, and one that waits as an SDK does.
 
 use std::{
     net::SocketAddr,
@@ -6,95 +6,150 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
+    time::timeout,
 };
 
-/// Where the pod of the benchmark lives.
-const POD: &str = "127.0.0.2:0";
+/// What one pod sends, and from where.
+#[derive(Clone)]
+pub(crate) struct Asker {
+    pub(crate) address: [u8; 4],
+    pub(crate) request: Arc<[u8]>,
+}
 
 /// How much is asked.
 #[derive(Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) connections: usize,
-    /// Of each connection, or one after another where connections are not reused.
-    pub(crate) requests: usize,
+    /// Whether a connection serves more than one request.
     pub(crate) reuse: bool,
 }
 
-/// A request as an SDK sends it.
-pub(crate) fn request(token: &str) -> Vec<u8> {
-    format!("GET /v1/credentials HTTP/1.1\r\nHost: 169.254.170.23\r\nAuthorization: {token}\r\n\r\n")
-        .into_bytes()
+impl Asker {
+    /// The pod at `address`, whose SDK sends `token`.
+    pub(crate) fn new(address: [u8; 4], token: Option<&str>) -> Self {
+        Self::for_path(address, "/v1/credentials", token)
+    }
+
+    pub(crate) fn for_path(address: [u8; 4], path: &str, token: Option<&str>) -> Self {
+        let token = token.map(|token| format!("Authorization: {token}\r\n")).unwrap_or_default();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: 169.254.170.23\r\nUser-Agent: rolecall-benches\r\nAccept: */*\r\n{token}\r\n"
+        );
+        Self { address, request: request.into_bytes().into() }
+    }
 }
 
-/// One answer, head included.
-pub(crate) async fn once(address: SocketAddr, request: &[u8]) -> Result<Vec<u8>> {
-    let mut stream = connect(address).await?;
-    stream.write_all(request).await?;
-    let mut buffer = Vec::with_capacity(4096);
+/// The requests a second that `load` makes in `time`, by as many pods as there are `askers`.
+pub(crate) async fn rate(server: SocketAddr, askers: &[Asker], load: Load, time: Duration) -> Result<f64> {
+    let expect = answer(server, &askers[0], LIMIT).await?.len();
+    let askers: Arc<[Asker]> = askers.into();
+    let began = Instant::now();
+    let mut workers = JoinSet::new();
+    for first in 0..load.connections {
+        let askers = askers.clone();
+        workers.spawn(async move {
+            let (mut buffer, mut done) = (vec![0; 4096], 0);
+            let mut turn = first;
+            let mut stream = connect(server, askers[turn % askers.len()].address).await?;
+            loop {
+                exchange(&mut stream, &askers[turn % askers.len()].request, expect, &mut buffer).await?;
+                done += 1;
+                if time <= began.elapsed() {
+                    return anyhow::Ok(done);
+                }
+                if !load.reuse {
+                    turn += load.connections;
+                    stream = connect(server, askers[turn % askers.len()].address).await?;
+                }
+            }
+        });
+    }
+    let mut total = 0;
+    while let Some(done) = workers.join_next().await {
+        total += done??;
+    }
+    Ok(f64::from(total) / began.elapsed().as_secs_f64())
+}
+
+/// Makes `count` requests one after another on one connection.
+pub(crate) async fn repeat(server: SocketAddr, asker: &Asker, count: usize) -> Result<()> {
+    let expect = answer(server, asker, LIMIT).await?.len();
+    let mut buffer = vec![0; 4096];
+    let mut stream = connect(server, asker.address).await?;
+    for _ in 0..count {
+        exchange(&mut stream, &asker.request, expect, &mut buffer).await?;
+    }
+    Ok(())
+}
+
+/// Longer than any answer takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// One answer of 200 with all its bytes, however it is framed. Only silence of `read_timeout` between two reads,
+/// the connection included, makes it fail, as with many SDKs; nothing is tried twice.
+///
+/// # Errors
+/// Silence, a reset, an early end, or another status.
+pub(crate) async fn answer(server: SocketAddr, asker: &Asker, read_timeout: Duration) -> Result<Vec<u8>> {
+    let connect = connect(server, asker.address);
+    let mut stream = timeout(read_timeout, connect).await.context("silence while connecting")??;
+    stream.write_all(&asker.request).await?;
+    let mut bytes = Vec::with_capacity(4096);
     loop {
-        ensure!(stream.read_buf(&mut buffer).await? != 0, "the connection ended within the answer");
-        if let Some(length) = complete(&buffer)? {
-            buffer.truncate(length);
-            ensure!(buffer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&buffer));
-            return Ok(buffer);
+        let read = timeout(read_timeout, stream.read_buf(&mut bytes)).await;
+        ensure!(read.context("silence")?? != 0, "the connection ended within the answer");
+        if is_complete(&bytes)? {
+            ensure!(bytes.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&bytes));
+            return Ok(bytes);
         }
     }
 }
 
-/// The time that `load` takes.
-pub(crate) async fn run(address: SocketAddr, request: &[u8], load: Load) -> Result<Duration> {
-    let expect = once(address, request).await?.len();
-    let request: Arc<[u8]> = request.into();
-    let began = Instant::now();
-    let mut workers = JoinSet::new();
-    for _ in 0..load.connections {
-        let request = request.clone();
-        workers.spawn(async move {
-            let mut buffer = vec![0; 4096];
-            let mut stream = connect(address).await?;
-            for _ in 0..load.requests {
-                if !load.reuse {
-                    stream = connect(address).await?;
-                }
-                stream.write_all(&request).await?;
-                let mut received = 0;
-                while received < expect {
-                    let length = stream.read(&mut buffer).await?;
-                    ensure!(length != 0, "the connection ended within the answer");
-                    received += length;
-                }
-            }
-            anyhow::Ok(())
-        });
-    }
-    while let Some(done) = workers.join_next().await {
-        done??;
-    }
-    Ok(began.elapsed())
+/// The part after the head.
+pub(crate) fn body(answer: &[u8]) -> Result<&[u8]> {
+    Ok(&answer[head_length(answer).context("an answer has a head")?..])
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream> {
+/// Sends a request and takes as many bytes as the answer is known to have.
+async fn exchange(stream: &mut TcpStream, request: &[u8], expect: usize, buffer: &mut [u8]) -> Result<()> {
+    stream.write_all(request).await?;
+    let mut received = 0;
+    while received < expect {
+        let length = stream.read(buffer).await?;
+        ensure!(length != 0, "the connection ended within the answer");
+        received += length;
+    }
+    ensure!(received == expect && buffer.starts_with(b"HTTP/1.1 200 "), "another answer than before");
+    Ok(())
+}
+
+async fn connect(server: SocketAddr, from: [u8; 4]) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
-    socket.bind(POD.parse()?)?;
-    let stream = socket.connect(address).await?;
+    socket.bind((from, 0).into())?;
+    let stream = socket.connect(server).await?;
     stream.set_nodelay(true)?;
     // A reset at the end leaves no port waiting: tens of thousands of connections would use them all up.
     stream.set_zero_linger()?;
     Ok(stream)
 }
 
-/// The length of the answer at the start of `bytes`, if it is all there.
-fn complete(bytes: &[u8]) -> Result<Option<usize>> {
-    let Some(head) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+fn head_length(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+}
+
+fn is_complete(bytes: &[u8]) -> Result<bool> {
+    let Some(head) = head_length(bytes) else { return Ok(false) };
     let text = std::str::from_utf8(&bytes[..head])?.to_lowercase();
-    let length =
-        text.lines().find_map(|line| line.strip_prefix("content-length: ")).context("no content-length")?;
-    let whole = head + 4 + length.parse::<usize>()?;
-    Ok((whole <= bytes.len()).then_some(whole))
+    let value = |name| text.lines().find_map(|line| line.strip_prefix(name));
+    if value("transfer-encoding: chunked").is_some() {
+        return Ok(bytes.ends_with(b"\r\n0\r\n\r\n"));
+    }
+    let Some(length) = value("content-length: ") else { bail!("an answer without a length: {text}") };
+    Ok(head + length.parse::<usize>()? <= bytes.len())
 }

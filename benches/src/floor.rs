@@ -1,8 +1,8 @@
 //! The floor: hyper with nothing behind it, answering with the daemon's own headers and body.
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::{convert::Infallible, io::Write, net::SocketAddr, thread::available_parallelism};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use http_body_util::Full;
@@ -10,31 +10,42 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
-/// Starts a server that answers every request with the body of `reply`, an answer of the daemon.
-pub(crate) async fn start(reply: Vec<u8>) -> Result<SocketAddr> {
-    let head = reply.windows(4).position(|window| window == b"\r\n\r\n").context("an answer has a head")?;
-    let body = Bytes::copy_from_slice(&reply[head + 4..]);
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let body = body.clone();
-            let _ = stream.set_nodelay(true);
-            tokio::spawn(async move {
-                let service = service_fn(|_| {
-                    let mut response = Response::new(Full::new(body.clone()));
-                    response
-                        .headers_mut()
-                        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                    std::future::ready(Ok::<_, Infallible>(response))
-                });
-                // An error is a client that has hung up.
-                let _ = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
+/// Where it listens: an address that is no pod's.
+const LISTEN: &str = "10.255.255.1:0";
+
+/// Says where it listens, and answers every request with `body` until it is killed. It has as many threads as the
+/// daemon has for its data plane.
+pub(crate) fn run(body: String) -> Result<()> {
+    let threads = available_parallelism().map_or(1, usize::from).clamp(1, 4);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()?
+        .block_on(serve(body.into()))
+}
+
+async fn serve(body: Bytes) -> Result<()> {
+    let listener = TcpListener::bind(LISTEN.parse::<SocketAddr>()?).await?;
+    let mut out = std::io::stdout();
+    writeln!(out, "{}", listener.local_addr()?)?;
+    out.flush()?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let body = body.clone();
+        let _ = stream.set_nodelay(true);
+        tokio::spawn(async move {
+            let service = service_fn(|_| {
+                let mut response = Response::new(Full::new(body.clone()));
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                std::future::ready(Ok::<_, Infallible>(response))
             });
-        }
-    });
-    Ok(address)
+            // An error is a client that has hung up.
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
 }

@@ -1,107 +1,96 @@
-//! Warm requests of the daemon against a bare hyper server with the same bytes, in one run, as a ratio.
-//!
-//! Absolute times depend on the machine and its mood; the two servers take turns, so what disturbs one disturbs
-//! the other.
+//! Measures the daemon against the floor and against its goals; `--help` lists what it can run.
 #![allow(clippy::print_stdout, reason = "figures are what this program is for")]
 
+mod churn;
 mod client;
-mod daemon;
+mod cold;
 mod floor;
+mod instructions;
+mod memory;
+mod network;
+mod node;
+mod plot;
+mod process;
+mod report;
 mod review;
+mod serve;
+mod start;
+mod sts;
 
-use std::net::SocketAddr;
+use std::{env, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use self::client::Load;
+use self::report::Report;
 
-/// Turns that each server takes; odd, so that there is a median.
-const ROUNDS: usize = 9;
+const USAGE: &str = "usage: rolecall-benches [--write DIRECTORY] [BENCHMARK...]
 
-struct Case {
-    name: &'static str,
-    load: Load,
-    /// The share of the floor's rate that is the goal.
-    goal: f64,
+Runs all benchmarks, or those named: serve instructions mutate cold start churn memory lifetimes
+--write DIRECTORY  writes README.md and the plots there";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Benchmark {
+    Serve,
+    Instructions,
+    Mutate,
+    Cold,
+    Start,
+    Churn,
+    Memory,
+    Lifetimes,
 }
 
-const CASES: [Case; 4] = [
-    Case {
-        name: "keep-alive, 1 connection",
-        load: Load { connections: 1, requests: 4_000, reuse: true },
-        goal: 0.85,
-    },
-    Case {
-        name: "keep-alive, 8 connections",
-        load: Load { connections: 8, requests: 2_000, reuse: true },
-        goal: 0.85,
-    },
-    Case {
-        name: "keep-alive, 64 connections",
-        load: Load { connections: 64, requests: 250, reuse: true },
-        goal: 0.85,
-    },
-    Case {
-        name: "a connection per request",
-        load: Load { connections: 8, requests: 400, reuse: false },
-        goal: 0.95,
-    },
+const ALL: [(&str, Benchmark); 8] = [
+    ("serve", Benchmark::Serve),
+    ("instructions", Benchmark::Instructions),
+    ("mutate", Benchmark::Mutate),
+    ("cold", Benchmark::Cold),
+    ("start", Benchmark::Start),
+    ("churn", Benchmark::Churn),
+    ("memory", Benchmark::Memory),
+    ("lifetimes", Benchmark::Lifetimes),
 ];
 
 fn main() -> Result<()> {
-    review::run()?;
+    let mut words = env::args().skip(1);
+    let (mut directory, mut wanted) = (None, Vec::new());
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            // How this program starts itself.
+            "floor" => return floor::run(words.next().unwrap_or_default()),
+            "--write" => directory = words.next().map(PathBuf::from),
+            name => match ALL.iter().find(|(it, _)| *it == name) {
+                Some((_, benchmark)) => wanted.push(*benchmark),
+                None => bail!("{USAGE}"),
+            },
+        }
+    }
+    if wanted.is_empty() {
+        wanted = ALL.iter().map(|(_, benchmark)| *benchmark).collect();
+    }
+    network::enter()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run())
+    let mut report = Report::default();
+    runtime.block_on(run(&wanted, &mut report))?;
+    report.print_goals();
+    match directory {
+        Some(directory) => report.write(&directory),
+        None => Ok(()),
+    }
 }
 
-async fn run() -> Result<()> {
-    let daemon = daemon::start().await?;
-    let request = client::request(&daemon.token);
-    let reply = client::once(daemon.address, &request).await?;
-    let floor = floor::start(reply.clone()).await?;
-    println!("warm requests with their token, {} bytes of answer; {ROUNDS} turns each", reply.len());
-    println!(
-        "{:<28} {:>12} {:>12} {:>7} {:>15} {:>6}",
-        "", "floor req/s", "daemon req/s", "ratio", "spread", "goal"
-    );
-    for case in CASES {
-        let mut rounds = Vec::new();
-        for _ in 0..ROUNDS {
-            rounds.push((
-                rate(floor, &request, case.load).await?,
-                rate(daemon.address, &request, case.load).await?,
-            ));
+async fn run(wanted: &[Benchmark], report: &mut Report) -> Result<()> {
+    for benchmark in wanted {
+        match benchmark {
+            Benchmark::Serve => serve::run(report).await?,
+            Benchmark::Instructions => instructions::run(report).await?,
+            Benchmark::Mutate => review::run(report)?,
+            Benchmark::Cold => cold::run(report).await?,
+            Benchmark::Start => start::run(report).await?,
+            Benchmark::Churn => churn::run(report).await?,
+            Benchmark::Memory => memory::run(report).await?,
+            Benchmark::Lifetimes => memory::lifetimes(report).await?,
         }
-        report(&case, &rounds);
     }
     Ok(())
-}
-
-async fn rate(address: SocketAddr, request: &[u8], load: Load) -> Result<f64> {
-    let took = client::run(address, request, load).await?;
-    Ok((load.connections * load.requests) as f64 / took.as_secs_f64())
-}
-
-fn report(case: &Case, rounds: &[(f64, f64)]) {
-    let ratios = sorted(rounds.iter().map(|(floor, daemon)| daemon / floor));
-    let floors = sorted(rounds.iter().map(|(floor, _)| *floor));
-    let daemons = sorted(rounds.iter().map(|(_, daemon)| *daemon));
-    let middle = ROUNDS / 2;
-    let met = if case.goal <= ratios[middle] { "met" } else { "missed" };
-    println!(
-        "{:<28} {:>12.0} {:>12.0} {:>7.2} {:>7.2}–{:<7.2} {:>5.2} {met}",
-        case.name,
-        floors[middle],
-        daemons[middle],
-        ratios[middle],
-        ratios[0],
-        ratios[ROUNDS - 1],
-        case.goal
-    );
-}
-
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
 }

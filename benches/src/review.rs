@@ -13,10 +13,12 @@ use rolecall_shim::{
 };
 use serde_json::json;
 
+use crate::report::Report;
+
 const ROUNDS: u32 = 2_000;
 
 /// Prints the time of one review of a pod with 20 containers, on one thread that does nothing else.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(report: &mut Report) -> Result<()> {
     let containers: Vec<_> = (0..20)
         .map(|n| {
             let env: Vec<_> =
@@ -51,12 +53,13 @@ pub(crate) fn run() -> Result<()> {
         answer = black_box(review.answer(&mutation));
     }
     let each = began.elapsed() / ROUNDS;
-    let met = if each.as_micros() < 1000 { "met" } else { "missed" };
-    println!(
-        "a review of a pod with 20 containers: {} bytes in, {} bytes out, {} µs (goal: 1000) {met}",
-        body.len(),
-        answer.len(),
-        each.as_micros()
+    report.goal(
+        "the shim's decision on a pod with 20 containers",
+        "under 1 ms".to_owned(),
+        format!("{} µs", each.as_micros()),
+        each.as_millis() < 1,
     );
+    let size = format!("{} bytes of review in, {} bytes of answer out.\n", body.len(), answer.len());
+    report.section("mutate: a decision of the shim", size);
     Ok(())
 }

@@ -1,0 +1,124 @@
+//! Credentials that are not there yet: what a miss costs beside STS's own time, and what many at once cost.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use rolecall_sandbox::{Behavior, TrustPolicy};
+use tokio::task::JoinSet;
+
+use crate::{
+    client::{self, Asker},
+    network::pod_address,
+    node::{self, LIMIT, Node, Token},
+    report::{Report, table},
+    serve::sorted,
+    sts::DirectSts,
+};
+
+/// STS's time, and how often a miss at it is measured: ordinary; within the hold; beyond it, where the answer is
+/// begun.
+const MISSES: [(Duration, usize); 3] =
+    [(Duration::from_millis(20), 80), (Duration::from_millis(400), 6), (Duration::from_millis(1500), 4)];
+
+/// What a miss may cost beside STS's time.
+const GOAL_MS: f64 = 2.0;
+
+/// Processes of one pod that ask together.
+const HERD: usize = 64;
+
+/// Pods that start together.
+const CROWD: usize = 250;
+
+pub(crate) async fn run(report: &mut Report) -> Result<()> {
+    let mut rows = Vec::new();
+    for (latency, times) in MISSES {
+        let (sts, daemon) = miss(latency, times).await?;
+        let extra = daemon - sts;
+        let case = format!("a miss, STS at {} ms", latency.as_millis());
+        rows.push(vec![case.clone(), format!("{sts:.1}"), format!("{daemon:.1}"), format!("{extra:.1}")]);
+        if latency == MISSES[0].0 {
+            report.goal(
+                "a miss",
+                format!("STS's time + {GOAL_MS:.0} ms"),
+                format!("+ {extra:.1} ms"),
+                extra <= GOAL_MS,
+            );
+        }
+    }
+    for (latency, pods, each) in
+        [(Duration::from_millis(300), 1, HERD), (Duration::from_millis(50), CROWD, 1)]
+    {
+        let (took, calls) = together(latency, pods, each).await?;
+        ensure!(calls == pods, "{calls} exchanges for {pods} pods");
+        let sts = latency.as_secs_f64() * 1e3;
+        rows.push(vec![
+            format!("{pods} pods × {each} requests at once: {calls} exchanges with STS"),
+            format!("{sts:.0} each"),
+            format!("{took:.0} to the last"),
+            String::new(),
+        ]);
+    }
+    let head = ["", "STS, ms", "through the daemon, ms", "difference, ms"];
+    report.section(
+        "cold: credentials that are not there yet",
+        format!(
+            "{}\nMedians. STS's own time is that of the same exchange made without the daemon, in turns with it.\n\
+             Of {CROWD} pods at once, 16 exchanges run at a time (`--sts-burst`), so {} ms is the least.\n",
+            table(&head, &rows),
+            CROWD.div_ceil(16) * 50
+        ),
+    );
+    Ok(())
+}
+
+/// The median times of an exchange with STS and of a request for a role that nobody asked for before.
+async fn miss(latency: Duration, times: usize) -> Result<(f64, f64)> {
+    let mut node = Node::start(&["--max-roles-per-pod=1000"], &Vec::new()).await?;
+    node.add_pods(1).await?;
+    let token = node.pods[0].token()?;
+    let mut sts = DirectSts::connect(&node.world.sts).await?;
+    node.world.sts.set_behavior(Behavior::slow(latency));
+    let mut turns = Vec::new();
+    for turn in 0..times {
+        let role = format!("arn:aws:iam::111122223333:role/miss-{turn}");
+        let policy =
+            TrustPolicy::service_account(node.world.issuer.url(), "bench", &node::service_account(0));
+        node.world.sts.trust(&role, policy);
+        let began = Instant::now();
+        sts.exchange(&role, &token).await?;
+        let alone = began.elapsed();
+        let asker = Asker::for_path(pod_address(0), &format!("/v1/credentials/{role}"), Some(&token));
+        let began = Instant::now();
+        client::answer(node.daemon.address, &asker, LIMIT).await?;
+        turns.push((alone, began.elapsed()));
+    }
+    let median = |of: fn(&(Duration, Duration)) -> Duration| {
+        sorted(turns.iter().map(|turn| of(turn).as_secs_f64() * 1e3))[times / 2]
+    };
+    Ok((median(|turn| turn.0), median(|turn| turn.1)))
+}
+
+/// Milliseconds until `each` requests of each of `pods` are answered, all sent at once when the pods come, and the
+/// exchanges that it took.
+async fn together(latency: Duration, pods: usize, each: usize) -> Result<(f64, usize)> {
+    let mut node = Node::start(&[], &Vec::new()).await?;
+    node.world.sts.set_behavior(Behavior::slow(latency));
+    let gate = node.world.sts.hold();
+    for index in 0..pods {
+        node.pods.push(node.world.pod(node::pod(index))?);
+    }
+    let mut asked = JoinSet::new();
+    for index in 0..pods {
+        let (server, asker) = (node.daemon.address, node.asker(index, Token::Sent)?);
+        for _ in 0..each {
+            let asker = asker.clone();
+            asked.spawn(async move { client::answer(server, &asker, LIMIT).await });
+        }
+    }
+    let began = Instant::now();
+    gate.release_all();
+    while let Some(answer) = asked.join_next().await {
+        answer??;
+    }
+    Ok((began.elapsed().as_secs_f64() * 1e3, node.world.sts.call_count()))
+}

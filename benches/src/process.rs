@@ -1,0 +1,178 @@
+//! The programs under measurement, each in a process of its own, and what the kernel tells of them.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, SysconfVar, sysconf},
+};
+use rolecall_sandbox::world::{NODE, World};
+use tempfile::TempDir;
+
+/// Where the daemon serves, as it does on a node.
+pub(crate) const ENDPOINT: &str = "169.254.170.23:80";
+
+/// Where it tells of its health.
+const HEALTH: &str = "127.0.0.1:9910";
+
+/// Longer than anything takes that is to come.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A process that is killed when this is dropped.
+pub(crate) struct Process {
+    child: Child,
+}
+
+/// The daemon as it ships, on a node of the sandbox.
+pub(crate) struct Daemon {
+    pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
+    /// From the start of the process to the first positive answer of `/readyz`.
+    pub(crate) ready_after: Duration,
+    _scratch: TempDir,
+}
+
+/// What the daemon runs under.
+pub(crate) type Wrapper = Vec<OsString>;
+
+impl Daemon {
+    /// Starts it with its defaults but for the metadata firewall, the limits that one busy pod would meet, and
+    /// `flags`, and waits until it is ready.
+    pub(crate) fn start(world: &World, flags: &[&str], wrapper: &Wrapper) -> Result<Self> {
+        let scratch = tempfile::tempdir()?;
+        let kubeconfig = scratch.path().join("kubeconfig");
+        fs::write(&kubeconfig, world.cluster.kubeconfig())?;
+        let mut command = wrapped(&beside_us("rolecall-daemon")?, wrapper);
+        command
+            .arg("--node-name")
+            .arg(NODE)
+            .arg("--kubeconfig")
+            .arg(&kubeconfig)
+            .arg("--pods-dir")
+            .arg(world.kubelet.path())
+            .args(["--sts-endpoint", &world.sts.url()])
+            .args(["--listen", ENDPOINT, "--metadata-firewall=off"])
+            .arg("--admin-socket")
+            .arg(scratch.path().join("admin.sock"))
+            .args(["--max-requests-per-second-per-pod=1000000", "--max-connections-per-pod=1024"])
+            .args(["--max-waiting-per-pod=1024"])
+            .args(flags)
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(scratch.path().join("log"))?);
+        for (variable, _) in std::env::vars_os() {
+            let name = variable.to_string_lossy().to_ascii_lowercase();
+            if name.ends_with("_proxy") || name.starts_with("rolecall_") {
+                command.env_remove(variable);
+            }
+        }
+        let began = Instant::now();
+        let mut process = Process { child: command.spawn().context("start the daemon")? };
+        let ready = |process: &mut Process| -> Result<bool> {
+            if let Some(status) = process.child.try_wait()? {
+                let log = fs::read_to_string(scratch.path().join("log")).unwrap_or_default();
+                bail!("the daemon ended with {status}:\n{log}");
+            }
+            Ok(is_ready())
+        };
+        while !ready(&mut process)? {
+            ensure!(began.elapsed() < LIMIT, "the daemon is not ready after {LIMIT:?}");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let ready_after = began.elapsed();
+        Ok(Self { process, address: ENDPOINT.parse()?, ready_after, _scratch: scratch })
+    }
+}
+
+/// Starts this program's own floor on `body` and returns where it listens.
+pub(crate) fn start_floor(body: &[u8], wrapper: &Wrapper) -> Result<(Process, SocketAddr)> {
+    let mut command = wrapped(&std::env::current_exe()?, wrapper);
+    command.arg("floor").arg(std::str::from_utf8(body)?).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().context("start the floor")?;
+    let stdout = child.stdout.take().context("the floor has an output")?;
+    let process = Process { child };
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    Ok((process, line.trim().parse().context("the floor says where it listens")?))
+}
+
+impl Process {
+    /// Bytes that are resident and belong to nothing but this process: heap, stacks and changed data. The program's
+    /// own pages are left out, for all daemons of a node share them with the page cache.
+    pub(crate) fn anonymous_memory(&self) -> Result<u64> {
+        self.status("RssAnon:")
+    }
+
+    /// Resident bytes.
+    pub(crate) fn resident_memory(&self) -> Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// Time on a processor since the start.
+    pub(crate) fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The fields after the program's name, which may have spaces (proc(5)): 14 and 15 are utime and stime.
+        let (_, rest) = stat.rsplit_once(')').context("the form of /proc/<pid>/stat")?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("clock ticks per second")?;
+        Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn end(mut self) -> Result<()> {
+        let pid = i32::try_from(self.child.id())?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn status(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next());
+        Ok(kibibytes.with_context(|| format!("{field} in /proc/<pid>/status"))?.parse::<u64>()? * 1024)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program of this name in the directory of this one.
+pub(crate) fn beside_us(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    ensure!(path.exists(), "{} is not there: cargo build --release -p {name}", path.display());
+    Ok(path)
+}
+
+fn wrapped(program: &Path, wrapper: &Wrapper) -> Command {
+    match wrapper.split_first() {
+        None => Command::new(program),
+        Some((first, rest)) => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    }
+}
+
+fn is_ready() -> bool {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = TcpStream::connect(HEALTH) else { return false };
+    let asked = stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n");
+    let mut reply = String::new();
+    asked.and_then(|()| stream.read_to_string(&mut reply)).is_ok() && reply.contains(" 200 ")
+}

@@ -1,0 +1,93 @@
+//! A daemon that starts on a node full of pods: when is it ready, and when are all of them served?
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rolecall_sandbox::Behavior;
+use tokio::task::{JoinSet, block_in_place};
+
+use crate::{
+    node::Node,
+    process::Daemon,
+    report::{Report, table},
+    serve::sorted,
+    sts::DirectSts,
+};
+
+const PODS: usize = 250;
+const STARTS: usize = 5;
+const STS_TIME: Duration = Duration::from_millis(50);
+
+/// Exchanges that the daemon has out at a time, by default.
+const AT_A_TIME: usize = 16;
+
+pub(crate) async fn run(report: &mut Report) -> Result<()> {
+    let mut node = Node::start(&[], &Vec::new()).await?;
+    node.add_pods(PODS).await?;
+    node.world.sts.set_behavior(Behavior::slow(STS_TIME));
+    let (mut ready, mut served, mut sts) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..STARTS {
+        sts.push(exchanges_alone(&node).await?.as_secs_f64());
+        let (world, flags, wrapper) = (node.world.clone(), [], Vec::new());
+        // The former one ends before the next binds its sockets.
+        drop(node.daemon);
+        let began = Instant::now();
+        node.daemon = block_in_place(|| Daemon::start(&world, &flags, &wrapper))?;
+        ready.push(node.daemon.ready_after.as_secs_f64());
+        node.ask_all(0).await?;
+        served.push(began.elapsed().as_secs_f64());
+    }
+    let median = |times: Vec<f64>| sorted(times.into_iter())[STARTS / 2];
+    let (ready, served, sts) = (median(ready), median(served), median(sts));
+    report.goal(
+        format!("start with {PODS} pods until ready"),
+        "under 1 s".to_owned(),
+        format!("{ready:.3} s"),
+        ready < 1.0,
+    );
+    report.goal(
+        format!("start with {PODS} pods until each has its credentials"),
+        "STS's time + 1 s".to_owned(),
+        format!("+ {:.3} s", served - sts),
+        served - sts < 1.0,
+    );
+    let row = |what: &str, seconds: f64| vec![what.to_owned(), format!("{seconds:.3}")];
+    let rows = [
+        row("from exec to ready", ready),
+        row("from exec until every pod has been answered", served),
+        row("of that, STS's own time: the same exchanges without the daemon, as many at a time", sts),
+    ];
+    report.section(
+        "start: a daemon on a node full of pods",
+        format!(
+            "{}\nMedians of {STARTS} starts with {PODS} pods whose tokens are on disk; STS takes {} ms.\n",
+            table(&["", "seconds"], &rows),
+            STS_TIME.as_millis()
+        ),
+    );
+    Ok(())
+}
+
+async fn exchanges_alone(node: &Node) -> Result<Duration> {
+    let mut clients = JoinSet::new();
+    let began = Instant::now();
+    for first in 0..AT_A_TIME {
+        let sts = node.world.sts.clone();
+        let mine = (first..PODS).step_by(AT_A_TIME).map(|index| {
+            let pod = &node.pods[index];
+            Ok((pod.role().unwrap_or_default().to_owned(), pod.token()?))
+        });
+        let mine = mine.collect::<Result<Vec<(String, String)>>>()?;
+        clients.spawn(async move {
+            let mut sts = DirectSts::connect(&sts).await?;
+            for (role, token) in mine {
+                sts.exchange(&role, &token).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = clients.join_next().await {
+        done??;
+    }
+    Ok(began.elapsed())
+}
