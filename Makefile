@@ -97,6 +97,28 @@ image: ## Build the container images without pulling anything; IMAGE_PREFIX=regi
 	@scripts/tools install packages
 	@deploy/image/build
 
+# What the cluster runs is what is released: the images. What looks at it need not be fast.
+E2E = $(WITH_TOOLS); $(BIN)/rolecall-e2e
+
+.PHONY: e2e
+e2e: e2e-built ## Show everything on a real cluster of this machine, as root; SCENARIO=race for one
+	@$(E2E) run --images $(CARGO_TARGET_DIR)/image $(SCENARIO:%=--scenario %) $(if $(SCENARIO),,--docs docs)
+	@$(E2E) traces
+
+.PHONY: e2e-up
+e2e-up: e2e-built ## Start that cluster and leave it up, to look around
+	@$(E2E) up --images $(CARGO_TARGET_DIR)/image
+
+.PHONY: e2e-down
+e2e-down: ## End every such cluster and remove what a killed one has left
+	@cargo build --locked -p rolecall-e2e --bins
+	@$(E2E) down
+
+.PHONY: e2e-built
+e2e-built: image
+	@scripts/tools install cluster
+	@cargo build --locked -p rolecall-e2e --bins
+
 .PHONY: bench
 bench: ## Measure the daemon against the floor and its goals, and write benches/README.md; ONLY=serve runs one part
 	@scripts/tools check cargo cc

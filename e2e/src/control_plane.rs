@@ -1,9 +1,10 @@
-//! A Kubernetes control plane: a real kube-apiserver with a real etcd, on a loopback address of its own.
+//! A Kubernetes control plane: a real kube-apiserver with a real etcd, on an address of its own.
 
 mod api_server;
 mod etcd;
 mod objects;
 mod pki;
+mod site;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 
 pub use api_server::ApiServer;
+pub use site::Site;
 
 use crate::loopback::own_address;
 use crate::scratch::Scratch;
@@ -24,6 +26,17 @@ use pki::Pki;
 
 /// The issuer in the tokens' `iss`.
 pub const ISSUER: &str = "https://kubernetes.default.svc";
+
+/// The files by which a part of the cluster is known to the API server.
+#[derive(Debug, Clone)]
+pub struct Component {
+    /// How it reaches the API server.
+    pub kubeconfig: PathBuf,
+    /// Its certificate.
+    pub certificate: PathBuf,
+    /// The certificate's key.
+    pub key: PathBuf,
+}
 
 /// A running control plane with RBAC, without controllers, scheduler or kubelet: tests act for those.
 ///
@@ -34,7 +47,7 @@ pub struct ControlPlane {
     api_server: ApiServer,
     etcd: Etcd,
     pki: Mutex<Pki>,
-    address: Ipv4Addr,
+    site: Site,
     peers: Mutex<u16>,
     scratch: Scratch,
 }
@@ -42,13 +55,17 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts one for the caller alone, which takes a few seconds. Tests that stop it need their own.
     pub async fn start() -> Result<Self> {
+        Self::start_at(Site::Loopback(own_address())).await
+    }
+
+    /// Starts one at a place of the caller's choice.
+    pub async fn start_at(site: Site) -> Result<Self> {
         let scratch = Scratch::new("control-plane")?;
-        let address = own_address();
-        let pki = Pki::make(scratch.path(), address)?;
-        let etcd = Etcd::start(scratch.path(), address).await?;
-        let api_server = ApiServer::new(scratch.path(), "kube-apiserver", address, etcd.url())?;
+        let pki = Pki::make(scratch.path(), &site.served_addresses())?;
+        let etcd = Etcd::start(scratch.path(), site.address()).await?;
+        let api_server = ApiServer::new(scratch.path(), "kube-apiserver", site, etcd.url())?;
         let control_plane =
-            Self { api_server, etcd, pki: Mutex::new(pki), address, peers: Mutex::new(0), scratch };
+            Self { api_server, etcd, pki: Mutex::new(pki), site, peers: Mutex::new(0), scratch };
         control_plane.write_kubeconfig(
             "admin.kubeconfig",
             &control_plane.api_server,
@@ -90,6 +107,25 @@ impl ControlPlane {
         client(&path).await
     }
 
+    /// A kubeconfig file of a component: a user by a certificate, which is also good for serving at `addresses`.
+    pub fn kubeconfig_for_component(
+        &self,
+        user: &str,
+        group: Option<&str>,
+        addresses: &[Ipv4Addr],
+    ) -> Result<Component> {
+        let file = user.replace(':', ".");
+        let (certificate, key) = self.pki().issue(&file, user, group, addresses)?;
+        let user = json!({"client-certificate": certificate, "client-key": key});
+        let kubeconfig = self.write_kubeconfig(&format!("{file}.kubeconfig"), &self.api_server, &user)?;
+        Ok(Component { kubeconfig, certificate, key })
+    }
+
+    /// The key that ServiceAccount tokens are signed with, for whoever makes the old kind of them.
+    pub fn signing_key_path(&self) -> Option<PathBuf> {
+        self.pki().signing_keys().last().map(|key| key.private.clone())
+    }
+
     /// The API server's URL, which stays the same over its restarts.
     pub fn api_server_url(&self) -> String {
         self.api_server.url()
@@ -121,7 +157,7 @@ impl ControlPlane {
             *peers
         };
         let name = format!("kube-apiserver-peer-{number}");
-        let peer = ApiServer::new(self.scratch.path(), &name, self.address, self.etcd.url())?;
+        let peer = ApiServer::new(self.scratch.path(), &name, self.site, self.etcd.url())?;
         let kubeconfig = self.write_kubeconfig(&format!("{name}.kubeconfig"), &peer, &self.admin())?;
         let signing_keys = self.pki().signing_keys().to_vec();
         peer.start(&signing_keys)?;

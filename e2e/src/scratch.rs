@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result};
 
 /// When this variable is set, the folders stay, to be looked at.
-const KEEP: &str = "ROLECALL_KEEP";
+pub(crate) const KEEP: &str = "ROLECALL_KEEP";
 
 /// A new folder under the system's temporary one. Dropping it removes it.
 ///

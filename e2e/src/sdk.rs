@@ -37,7 +37,7 @@ pub enum Sdk {
 }
 
 /// What a client had in the end.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct Answer {
     /// The access key id that it found, or signed its request with. The AWS CLI does not say.
     pub access_key_id: Option<String>,

@@ -1,6 +1,5 @@
 //! One kube-apiserver process, which can be killed and started again.
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -9,7 +8,8 @@ use anyhow::{Result, bail};
 use rolecall_contract::AUDIENCE;
 
 use super::pki::SigningKey;
-use super::{ISSUER, client};
+use super::site::SERVICES;
+use super::{ISSUER, Site, client};
 use crate::loopback::free_port;
 use crate::process::Process;
 use crate::tools;
@@ -19,7 +19,7 @@ use crate::tools;
 pub struct ApiServer {
     name: String,
     folder: PathBuf,
-    address: Ipv4Addr,
+    site: Site,
     port: u16,
     etcd_url: String,
     /// The last one, running or not, which has the log.
@@ -27,15 +27,15 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    pub(super) fn new(folder: &Path, name: &str, address: Ipv4Addr, etcd_url: String) -> Result<Self> {
+    pub(super) fn new(folder: &Path, name: &str, site: Site, etcd_url: String) -> Result<Self> {
         let (name, folder) = (name.to_owned(), folder.to_owned());
-        let port = free_port(address)?;
-        Ok(Self { name, folder, address, port, etcd_url, process: Mutex::new(None) })
+        let port = free_port(site.address())?;
+        Ok(Self { name, folder, site, port, etcd_url, process: Mutex::new(None) })
     }
 
     /// `https://` and its authority.
     pub fn url(&self) -> String {
-        format!("https://{}:{}", self.address, self.port)
+        format!("https://{}:{}", self.site.address(), self.port)
     }
 
     /// Kills it, as a crash does. One that is down already stays down.
@@ -70,13 +70,8 @@ impl ApiServer {
         let mut command = Process::command(tools::path("kube-apiserver")?);
         command
             .arg(format!("--etcd-servers={}", self.etcd_url))
-            .arg(format!("--bind-address={}", self.address))
+            .arg(format!("--bind-address={}", self.site.address()))
             .arg(format!("--secure-port={}", self.port))
-            // It refuses to advertise a loopback address. This one, for documentation, is reachable for nobody,
-            // and with no reconciler nothing is done with it.
-            .arg("--advertise-address=192.0.2.1")
-            .arg("--endpoint-reconciler-type=none")
-            .arg("--service-cluster-ip-range=198.51.100.0/24")
             .arg(format!("--tls-cert-file={}", file("apiserver.crt")))
             .arg(format!("--tls-private-key-file={}", file("apiserver.key")))
             .arg(format!("--client-ca-file={}", file("ca.crt")))
@@ -84,6 +79,24 @@ impl ApiServer {
             .arg(format!("--api-audiences={ISSUER},{AUDIENCE}"))
             .arg("--authorization-mode=Node,RBAC")
             .arg("--enable-admission-plugins=NodeRestriction");
+        match self.site {
+            // It refuses to advertise a loopback address. This one, for documentation, is reachable for nobody,
+            // and with no reconciler nothing is done with it.
+            Site::Loopback(_) => command
+                .arg("--advertise-address=192.0.2.1")
+                .arg("--endpoint-reconciler-type=none")
+                .arg("--service-cluster-ip-range=198.51.100.0/24"),
+            Site::Network { address } => command
+                .arg(format!("--advertise-address={address}"))
+                .arg(format!("--service-cluster-ip-range={SERVICES}"))
+                .arg("--allow-privileged=true")
+                .arg("--kubelet-preferred-address-types=InternalIP")
+                .arg(format!("--kubelet-certificate-authority={}", file("ca.crt")))
+                .arg(format!("--kubelet-client-certificate={}", file("admin.crt")))
+                .arg(format!("--kubelet-client-key={}", file("admin.key")))
+                // No kube-proxy serves the control plane, so webhooks are called at their pods' addresses.
+                .arg("--enable-aggregator-routing=true"),
+        };
         for key in signing_keys {
             command.arg(format!("--service-account-key-file={}", key.public.display()));
         }

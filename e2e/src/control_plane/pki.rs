@@ -13,8 +13,9 @@ use rcgen::{
 };
 
 #[derive(Debug)]
-pub(super) struct Pki {
+pub(crate) struct Pki {
     folder: PathBuf,
+    authority: Authority,
     signing_keys: Vec<SigningKey>,
 }
 
@@ -26,25 +27,12 @@ pub(super) struct SigningKey {
 }
 
 impl Pki {
-    /// Writes everything that an API server at `address` and its administrator need into `folder`.
-    pub(super) fn make(folder: &Path, address: Ipv4Addr) -> Result<Self> {
+    /// Writes everything that an API server at these addresses and its administrator need into `folder`.
+    pub(super) fn make(folder: &Path, addresses: &[Ipv4Addr]) -> Result<Self> {
         let authority = Authority::make(folder)?;
-        let addresses = [SanType::IpAddress(IpAddr::V4(address))];
-        authority.issue(
-            "apiserver",
-            "kube-apiserver",
-            None,
-            &addresses,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        )?;
-        authority.issue(
-            "admin",
-            "admin",
-            Some("system:masters"),
-            &[],
-            ExtendedKeyUsagePurpose::ClientAuth,
-        )?;
-        let mut pki = Self { folder: folder.to_owned(), signing_keys: Vec::new() };
+        authority.issue("apiserver", "kube-apiserver", None, addresses)?;
+        authority.issue("admin", "admin", Some("system:masters"), &[])?;
+        let mut pki = Self { folder: folder.to_owned(), authority, signing_keys: Vec::new() };
         pki.add_signing_key()?;
         Ok(pki)
     }
@@ -56,6 +44,19 @@ impl Pki {
     /// The administrator's certificate and key.
     pub(super) fn admin_paths(&self) -> (PathBuf, PathBuf) {
         (self.folder.join("admin.crt"), self.folder.join("admin.key"))
+    }
+
+    /// Writes the certificate and key of a component, which may also serve at `addresses`. The group is what RBAC
+    /// sees as the user's.
+    pub(super) fn issue(
+        &self,
+        file: &str,
+        user: &str,
+        group: Option<&str>,
+        addresses: &[Ipv4Addr],
+    ) -> Result<(PathBuf, PathBuf)> {
+        self.authority.issue(file, user, group, addresses)?;
+        Ok((self.folder.join(format!("{file}.crt")), self.folder.join(format!("{file}.key"))))
     }
 
     /// From the oldest to the newest.
@@ -78,6 +79,7 @@ impl Pki {
     }
 }
 
+#[derive(Debug)]
 struct Authority {
     folder: PathBuf,
     issuer: Issuer<'static, KeyPair>,
@@ -95,23 +97,20 @@ impl Authority {
         Ok(Self { folder: folder.to_owned(), issuer: Issuer::new(params, key) })
     }
 
-    /// Writes `<file>.crt` and `<file>.key`. The group is what RBAC sees as the user's.
-    fn issue(
-        &self,
-        file: &str,
-        name: &str,
-        group: Option<&str>,
-        addresses: &[SanType],
-        usage: ExtendedKeyUsagePurpose,
-    ) -> Result<()> {
+    /// Writes `<file>.crt` and `<file>.key`, good for clients, and for servers at `addresses`.
+    fn issue(&self, file: &str, name: &str, group: Option<&str>, addresses: &[Ipv4Addr]) -> Result<()> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         if let Some(group) = group {
             params.distinguished_name.push(DnType::OrganizationName, group);
         }
-        params.subject_alt_names = addresses.to_vec();
+        params.subject_alt_names =
+            addresses.iter().map(|&address| SanType::IpAddress(IpAddr::V4(address))).collect();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![usage];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if !addresses.is_empty() {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         write_private(&self.folder.join(format!("{file}.crt")), certificate.pem().as_bytes())?;

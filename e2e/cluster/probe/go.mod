@@ -1,0 +1,3 @@
+module rolecall.test/probe
+
+go 1.26.0

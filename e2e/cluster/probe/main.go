@@ -1,0 +1,277 @@
+// The probe is the least patient client there can be: it asks for credentials in its first instruction, once, and
+// gives up after a second without a byte. What became of it is the termination message of its container.
+//
+//	probe once [flags]        ask once
+//	probe loop [flags]        ask again and again until SIGTERM, and count
+//	probe get <url>           fetch anything else, as an application that looks for the metadata service
+//	probe forge <address>     claim to be that address, on its own network, until it is told to end
+//	probe wait                do nothing, for others to run the above in this container
+//	probe end                 tell the first process of this container to end
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// An answer, or what came instead of one.
+type answer struct {
+	Status      int     `json:"status"`
+	Code        string  `json:"code,omitempty"`
+	AccessKeyID string  `json:"access_key_id,omitempty"`
+	Error       string  `json:"error,omitempty"`
+	StartedAt   float64 `json:"started_at"`
+	Seconds     float64 `json:"seconds"`
+}
+
+// What a loop has seen. Failures holds the first of them.
+type summary struct {
+	Answers  int            `json:"answers"`
+	Failed   int            `json:"failed"`
+	Failures []answer       `json:"failures"`
+	Keys     map[string]int `json:"keys"`
+	Longest  float64        `json:"longest_seconds"`
+	Silence  float64        `json:"longest_gap_seconds"`
+}
+
+type request struct {
+	url       string
+	token     string
+	tokenFile string
+	source    string
+	patience  time.Duration
+	listening bool
+}
+
+func main() {
+	if len(os.Args) < 2 {
+		fail("usage: probe once|loop|get|forge|wait|end")
+	}
+	switch command, arguments := os.Args[1], os.Args[2:]; command {
+	case "once":
+		asked := parse(arguments)
+		if asked.listening {
+			untilItListens(asked.url)
+		}
+		report(ask(asked))
+	case "loop":
+		loop(parse(arguments))
+	case "get":
+		report(ask(request{url: arguments[0], patience: 2 * time.Second}))
+	case "forge":
+		forge(arguments[0])
+	case "wait":
+		<-ended()
+	case "end":
+		if err := syscall.Kill(1, syscall.SIGTERM); err != nil {
+			fail(err.Error())
+		}
+	default:
+		fail("unknown command " + command)
+	}
+}
+
+func parse(arguments []string) request {
+	asked := request{}
+	flags := flag.NewFlagSet("probe", flag.ExitOnError)
+	flags.StringVar(&asked.url, "url", os.Getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI"), "where to ask")
+	flags.StringVar(&asked.tokenFile, "token-file", os.Getenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"), "")
+	flags.StringVar(&asked.token, "token", "", "a token, in the place of the file's")
+	flags.StringVar(&asked.source, "source", "", "the address to ask from")
+	flags.DurationVar(&asked.patience, "patience", time.Second, "to connect, and for each byte")
+	flags.BoolVar(&asked.listening, "once-it-listens", false, "wait until somebody listens there")
+	_ = flags.Parse(arguments)
+	return asked
+}
+
+func ask(asked request) answer {
+	started := time.Now()
+	given := answer{StartedAt: float64(started.UnixMicro()) / 1e6}
+	if err := exchange(asked, &given); err != nil {
+		given.Error = err.Error()
+	}
+	given.Seconds = time.Since(started).Seconds()
+	return given
+}
+
+func exchange(asked request, given *answer) error {
+	if asked.url == "" {
+		return errors.New("nothing says where to ask: the pod was not injected")
+	}
+	target, err := url.Parse(asked.url)
+	if err != nil {
+		return err
+	}
+	token := asked.token
+	if token == "" && asked.tokenFile != "" {
+		content, err := os.ReadFile(asked.tokenFile)
+		if err != nil {
+			return err
+		}
+		token = string(content)
+	}
+	dialer := net.Dialer{Timeout: asked.patience}
+	if asked.source != "" {
+		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(asked.source)}
+	}
+	host := target.Host
+	if target.Port() == "" {
+		host = net.JoinHostPort(target.Hostname(), "80")
+	}
+	connection, err := dialer.Dial("tcp", host)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	head := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n", target.RequestURI(), target.Host)
+	if token != "" {
+		head += "Authorization: " + strings.TrimSpace(token) + "\r\n"
+	}
+	if _, err := io.WriteString(connection, head+"\r\n"); err != nil {
+		return err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(impatient{connection, asked.patience}), nil)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	given.Status = response.StatusCode
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return err
+	}
+	// Other servers' bodies are nobody's business.
+	var document struct{ Code, AccessKeyId string }
+	if json.Unmarshal(body, &document) == nil {
+		given.Code, given.AccessKeyID = document.Code, document.AccessKeyId
+	}
+	return nil
+}
+
+// untilItListens waits without a request: it is the first one that counts.
+func untilItListens(where string) {
+	target, err := url.Parse(where)
+	if err != nil {
+		fail(err.Error())
+	}
+	for {
+		connection, err := net.DialTimeout("tcp", net.JoinHostPort(target.Hostname(), "80"), time.Second)
+		if err == nil {
+			_ = connection.Close()
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// impatient gives up when a read brings nothing for a while, as an SDK's read timeout does.
+type impatient struct {
+	net.Conn
+	patience time.Duration
+}
+
+func (c impatient) Read(buffer []byte) (int, error) {
+	if err := c.SetReadDeadline(time.Now().Add(c.patience)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Read(buffer)
+}
+
+func loop(asked request) {
+	end := ended()
+	seen := summary{Keys: map[string]int{}, Failures: []answer{}}
+	last := time.Now()
+	for {
+		given := ask(asked)
+		seen.Answers++
+		seen.Longest = max(seen.Longest, given.Seconds)
+		if given.Status == 200 && given.Error == "" {
+			seen.Silence = max(seen.Silence, time.Since(last).Seconds())
+			last = time.Now()
+			seen.Keys[given.AccessKeyID]++
+		} else {
+			seen.Failed++
+			if len(seen.Failures) < 5 {
+				seen.Failures = append(seen.Failures, given)
+			}
+		}
+		select {
+		case <-end:
+			report(seen)
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// forge takes an address beside its own, and tells the network again and again that it lives here.
+func forge(address string) {
+	link, err := net.InterfaceByName("eth0")
+	if err != nil {
+		fail(err.Error())
+	}
+	socket, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_DGRAM, int(bigEndian(syscall.ETH_P_ARP)))
+	if err != nil {
+		fail("no socket for packets: " + err.Error())
+	}
+	ip := net.ParseIP(address).To4()
+	packet := []byte{0, 1, 8, 0, 6, 4, 0, 2}
+	packet = append(packet, link.HardwareAddr...)
+	packet = append(packet, ip...)
+	packet = append(packet, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
+	packet = append(packet, ip...)
+	to := &syscall.SockaddrLinklayer{
+		Protocol: bigEndian(syscall.ETH_P_ARP), Ifindex: link.Index, Halen: 6,
+		Addr: [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
+	}
+	end := ended()
+	for {
+		if err := syscall.Sendto(socket, packet, 0, to); err != nil {
+			fail("send: " + err.Error())
+		}
+		select {
+		case <-end:
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func bigEndian(number uint16) uint16 {
+	return number<<8 | number>>8
+}
+
+func ended() <-chan os.Signal {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	return signals
+}
+
+// report writes to the standard output, and to the container's termination message where this is its first process.
+func report(value any) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		fail(err.Error())
+	}
+	fmt.Println(string(text))
+	if os.Getpid() == 1 {
+		_ = os.WriteFile("/dev/termination-log", text, 0o600)
+	}
+}
+
+func fail(message string) {
+	fmt.Fprintln(os.Stderr, message)
+	os.Exit(1)
+}

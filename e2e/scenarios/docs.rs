@@ -1,0 +1,92 @@
+//! What a run has shown, written into the documentation.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::report::Report;
+
+const E2E: &str = "\
+# Proof on a real cluster
+
+This page is written by `make e2e`; its words are in `e2e/scenarios/docs.rs`.
+
+One command starts a real cluster on one machine, installs Rolecall from `deploy/` and looks at it as operators and pods do:
+
+```sh
+make e2e                  # as root; everything, and this page
+make e2e SCENARIO=race    # one scenario
+make e2e-up               # the cluster with Rolecall, to look around
+make e2e-down             # ends every such cluster, and removes what a killed one has left
+```
+
+| part | what it is |
+|---|---|
+| control plane | etcd, kube-apiserver, kube-controller-manager, kube-scheduler |
+| two nodes | containerd, runc, kubelet and kube-proxy, in namespaces of their own for network, mounts, processes and IPC; a bridge for the pods, IPv4 and IPv6 |
+| Rolecall | the images of `make image` and the manifests of `deploy/kustomize`, with the overlay `e2e/cluster/install` |
+| STS | the sandbox's, which checks every token's signature, audience, issuer and subject against the role's trust policy, and every call's signature |
+| pods | a probe that asks in its first instruction, once, and gives up after a second without a byte; and unmodified SDKs ([sdks.md](sdks.md)) |
+
+Kubernetes, etcd and containerd are built from pinned Go modules, once; nothing is pulled from a registry of images.
+The machine's own network, firewall, mounts and kernel settings are not touched: all of it lives in namespaces, which the kernel takes away with the first process in them, however that ends.
+";
+
+const SDKS: &str = "\
+# SDKs
+
+This page is written by `make e2e`; its words are in `e2e/scenarios/docs.rs`.
+
+Each SDK runs unmodified in a pod of its own, with its own defaults for timeouts, retries and caches, and is told where to ask by what the shim injects.
+It calls `GetCallerIdentity`, and STS says that it is the role of its pod.
+The first call is made while STS takes 10 s to hand out credentials.
+It is *renewed* when a later call of the same client is signed with other credentials, past the expiry of the first.
+
+";
+
+/// Writes the page about the run.
+pub(crate) fn write_e2e(folder: &Path, report: &Report) -> Result<()> {
+    let text = format!(
+        "{E2E}\n## The last run\n\n{}\n\n{}\n{} scenarios took {:.0} minutes, the start of the cluster included.\n",
+        machine(),
+        report.table(),
+        report.scenarios(),
+        report.elapsed().as_secs_f64() / 60.0
+    );
+    write(&folder.join("e2e.md"), &text)
+}
+
+/// Writes the page about SDKs, with the table of a run.
+pub(crate) fn write_sdks(folder: &Path, table: &str) -> Result<()> {
+    write(&folder.join("sdks.md"), &format!("{SDKS}{table}\n{}\n", machine()))
+}
+
+/// The machine and the versions, in a sentence.
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = read("/proc/meminfo")
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .unwrap_or_default();
+    let gibibytes = memory / (1024 * 1024);
+    let kernel = read("/proc/sys/kernel/osrelease").trim().split('-').next().unwrap_or_default().to_owned();
+    let date = said(&["date", "--utc", "+%-d %B %Y"]);
+    let commit = said(&["git", "rev-parse", "--short=12", "HEAD"]);
+    format!(
+        "On {date}, at commit {commit}, on a machine with {processors} processors, {gibibytes} GiB and Linux {kernel}."
+    )
+}
+
+fn said(words: &[&str]) -> String {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = command.output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&output).trim().to_owned()
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("write {}", path.display()))
+}

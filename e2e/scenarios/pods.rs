@@ -1,0 +1,163 @@
+//! Pods of the scenarios: made, waited for, asked what became of them.
+
+use anyhow::{Context, Result};
+use futures_util::future::try_join_all;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+use kube::Client;
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use rolecall_e2e::cluster::wait_for;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::world::PROBE;
+
+/// The pods of one namespace.
+#[derive(Clone)]
+pub(crate) struct Pods {
+    namespace: String,
+    api: Api<Pod>,
+}
+
+/// What the probe says of one request.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Answer {
+    /// The status of the reply, zero where there was none.
+    pub(crate) status: u16,
+    /// The stable code of a refusal, `Success` otherwise.
+    #[serde(default)]
+    pub(crate) code: String,
+    /// The key that was handed out.
+    #[serde(default)]
+    pub(crate) access_key_id: String,
+    /// Why there was no reply.
+    #[serde(default)]
+    pub(crate) error: String,
+    /// From connecting to the last byte.
+    pub(crate) seconds: f64,
+}
+
+/// What the probe says of many.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) answers: usize,
+    pub(crate) failed: usize,
+    pub(crate) failures: Vec<Answer>,
+    pub(crate) keys: std::collections::BTreeMap<String, usize>,
+    pub(crate) longest_seconds: f64,
+    pub(crate) longest_gap_seconds: f64,
+}
+
+impl Answer {
+    /// Whether it brought credentials.
+    pub(crate) fn is_success(&self) -> bool {
+        self.status == 200 && self.error.is_empty() && !self.access_key_id.is_empty()
+    }
+}
+
+impl Pods {
+    pub(crate) fn new(client: Client, namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), api: Api::namespaced(client, namespace) }
+    }
+
+    /// Makes a pod.
+    pub(crate) async fn create(&self, manifest: &Value) -> Result<Pod> {
+        let pod: Pod = serde_json::from_value(manifest.clone()).context("read the manifest")?;
+        self.api
+            .create(&PostParams::default(), &pod)
+            .await
+            .with_context(|| format!("create pod {}/{}", self.namespace, manifest["metadata"]["name"]))
+    }
+
+    /// Whether a pod of this ServiceAccount would be pointed at the daemon if it were made now.
+    pub(crate) async fn would_be_injected(&self, service_account: &str) -> Result<bool> {
+        let pod: Pod = serde_json::from_value(probe("dry-run", service_account, &["once"]))?;
+        let params = PostParams { dry_run: true, ..PostParams::default() };
+        let pod = self.api.create(&params, &pod).await.context("create a pod for the eye")?;
+        let variables = pod.spec.and_then(|spec| spec.containers.into_iter().next()?.env).unwrap_or_default();
+        Ok(variables.iter().any(|variable| variable.name == "AWS_CONTAINER_CREDENTIALS_FULL_URI"))
+    }
+
+    /// Waits until the first container of a pod has ended, and returns how.
+    pub(crate) async fn ended(&self, name: &str) -> Result<ContainerStateTerminated> {
+        wait_for(&self.api, name, |pod: Option<&Pod>| pod.and_then(terminated).is_some()).await?;
+        let pod = self.api.get(name).await?;
+        terminated(&pod).cloned().context("the container has ended")
+    }
+
+    /// What the probe of a pod says, once it has ended.
+    pub(crate) async fn outcome<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let ended = self.ended(name).await?;
+        let message = ended.message.unwrap_or_default();
+        serde_json::from_str(&message).with_context(|| format!("read what {name} says: {message:?}"))
+    }
+
+    /// What each of these says.
+    pub(crate) async fn outcomes<T: DeserializeOwned>(&self, names: &[String]) -> Result<Vec<T>> {
+        try_join_all(names.iter().map(|name| self.outcome(name))).await
+    }
+
+    /// Waits until the containers of a pod run, and returns it.
+    pub(crate) async fn running(&self, name: &str) -> Result<Pod> {
+        wait_for(&self.api, name, |pod: Option<&Pod>| pod.is_some_and(is_running)).await?;
+        Ok(self.api.get(name).await?)
+    }
+
+    /// Asks for the end of a pod.
+    pub(crate) async fn delete(&self, name: &str, grace_seconds: u32) -> Result<()> {
+        self.api.delete(name, &DeleteParams::default().grace_period(grace_seconds)).await?;
+        Ok(())
+    }
+
+    /// Removes every pod of the namespace and waits until the API has none.
+    pub(crate) async fn clear(&self) -> Result<()> {
+        let now = DeleteParams::default().grace_period(0);
+        self.api.delete_collection(&now, &ListParams::default()).await?;
+        while !self.api.list_metadata(&ListParams::default()).await?.items.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn api(&self) -> &Api<Pod> {
+        &self.api
+    }
+}
+
+/// A pod of the probe, with these arguments.
+pub(crate) fn probe(name: &str, service_account: &str, arguments: &[&str]) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {
+            "serviceAccountName": service_account,
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 2,
+            "containers": [{
+                "name": "probe",
+                "image": PROBE,
+                "imagePullPolicy": "Never",
+                "args": arguments,
+            }],
+        },
+    })
+}
+
+/// The address of a pod on its network.
+pub(crate) fn address(pod: &Pod) -> Result<String> {
+    pod.status.as_ref().and_then(|status| status.pod_ip.clone()).context("the pod has an address")
+}
+
+fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    statuses.first()?.state.as_ref()?.terminated.as_ref()
+}
+
+fn is_running(pod: &Pod) -> bool {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    statuses.is_some_and(|all| {
+        !all.is_empty()
+            && all.iter().all(|one| one.state.as_ref().is_some_and(|state| state.running.is_some()))
+    })
+}

@@ -1,0 +1,114 @@
+//! The race: each pod asks in its first instruction, once, and gives up after a second without a byte.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use rolecall_sandbox::sts::Behavior;
+
+use crate::pods::{Answer, probe};
+use crate::report::{Figure, Report};
+use crate::world::{NAMESPACE, ROLECALL, World};
+
+/// How long STS takes to answer.
+const LATENCIES: [Duration; 4] =
+    [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(3), Duration::from_secs(10)];
+
+const BURST: usize = 20;
+
+/// Pods that come while the daemons are replaced: enough for both nodes' turns.
+const UPDATE_PODS: usize = 60;
+
+/// Shows that the first request of every pod succeeds, however slow STS is.
+pub(crate) async fn run(world: &World, report: &mut Report, pods: usize) -> Result<()> {
+    world.service_account(NAMESPACE, "racer").await?;
+    for latency in LATENCIES {
+        world.sts.set_behavior(Behavior::slow(latency));
+        let answers = race(world, &format!("race-{}ms", latency.as_millis()), pods).await?;
+        world.sts.behave();
+        let name = format!("first requests with STS at {}", said(latency));
+        report.add(Figure::first_requests(&name, &answers));
+        ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
+    }
+    Ok(())
+}
+
+/// Pods that run before there is a daemon on their node: the first request is made when it begins to listen.
+pub(crate) async fn late_daemon(world: &World, report: &mut Report) -> Result<()> {
+    world.service_account(NAMESPACE, "racer").await?;
+    world.kubectl(&["delete", "--wait=true", "-n", ROLECALL, "daemonset", "rolecall-daemon"])?;
+    world.kubectl(&[
+        "wait",
+        "-n",
+        ROLECALL,
+        "--for=delete",
+        "pod",
+        "-l",
+        "app.kubernetes.io/name=rolecall-daemon",
+        "--timeout=120s",
+    ])?;
+    let pods = world.pods(NAMESPACE);
+    let names: Vec<String> = (0..BURST).map(|index| format!("early-{index}")).collect();
+    for name in &names {
+        pods.create(&probe(name, "racer", &["once", "--once-it-listens"])).await?;
+    }
+    for name in &names {
+        pods.running(name).await?;
+    }
+    world.install().await?;
+    let answers: Vec<Answer> = pods.outcomes(&names).await?;
+    report.add(Figure::first_requests("first requests of pods that were there before the daemon", &answers));
+    ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
+    pods.clear().await
+}
+
+/// Pods come while every daemon is replaced.
+pub(crate) async fn update(world: &World, report: &mut Report) -> Result<()> {
+    world.service_account(NAMESPACE, "racer").await?;
+    let updating = async {
+        world.kubectl(&["rollout", "restart", "-n", ROLECALL, "daemonset/rolecall-daemon"])?;
+        world.wait_for_rollout().await
+    };
+    let (answers, updated) = tokio::join!(race(world, "update", UPDATE_PODS), updating);
+    updated?;
+    let answers = answers?;
+    report.add(Figure::first_requests("first requests while the DaemonSet is updated", &answers));
+    ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
+    Ok(())
+}
+
+/// Bursts of pods, each of which ends with its answer.
+pub(crate) async fn race(world: &World, name: &str, pods: usize) -> Result<Vec<Answer>> {
+    let api = world.pods(NAMESPACE);
+    let mut answers = Vec::with_capacity(pods);
+    while answers.len() < pods {
+        let burst = BURST.min(pods - answers.len());
+        let names: Vec<String> =
+            (0..burst).map(|index| format!("{name}-{}", answers.len() + index)).collect();
+        for name in &names {
+            api.create(&probe(name, "racer", &["once"])).await?;
+        }
+        for (name, answer) in names.iter().zip(api.outcomes::<Answer>(&names).await?) {
+            if answer.is_success() {
+                let session = world.sts.session(&answer.access_key_id);
+                let session = session.map(|session| session.session_name);
+                let expect = format!("{NAMESPACE}.{name}");
+                ensure!(session.as_deref() == Some(&expect), "{name} got the credentials of {session:?}");
+            }
+            answers.push(answer);
+        }
+        api.clear().await?;
+    }
+    Ok(answers)
+}
+
+fn failures(answers: &[Answer]) -> Vec<&Answer> {
+    answers.iter().filter(|answer| !answer.is_success()).take(5).collect()
+}
+
+fn said(latency: Duration) -> String {
+    if latency < Duration::from_secs(1) {
+        format!("{} ms", latency.as_millis())
+    } else {
+        format!("{} s", latency.as_secs())
+    }
+}

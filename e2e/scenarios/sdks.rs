@@ -1,0 +1,107 @@
+//! Every SDK, unmodified, in a pod of its own: its first request while STS is slow, and its refresh.
+
+mod client;
+mod table;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures_util::future::join_all;
+use rolecall_e2e::sdk::Answer;
+use rolecall_sandbox::sts::Behavior;
+
+use crate::report::{Figure, Report};
+use crate::world::{NAMESPACE, World};
+use client::Client;
+pub(crate) use client::machine_image;
+
+/// How long STS takes while the first requests are on their way.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// How long sessions are, so that SDKs and daemon have to renew them while somebody waits: the daemon says a minute
+/// less.
+const SESSION_SECONDS: u64 = 150;
+
+/// How long a client may wait for other credentials than its first.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// What became of one client.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    client: &'static Client,
+    version: String,
+    /// Its first call and, of clients that keep credentials, the one that was signed with other ones.
+    answers: Vec<Answer>,
+    failure: Option<String>,
+}
+
+/// Runs all clients side by side, and returns the table for the documentation.
+pub(crate) async fn run(world: &World, report: &mut Report) -> Result<String> {
+    world.sts.set_session_seconds(Some(SESSION_SECONDS));
+    world.sts.set_behavior(Behavior::slow(SLOW));
+    let clients = client::available();
+    for client in &clients {
+        world.service_account(NAMESPACE, client.name).await?;
+    }
+    let outcomes = join_all(clients.iter().map(|client| one(world, client))).await;
+    world.sts.behave();
+    world.sts.set_session_seconds(None);
+    world.pods(NAMESPACE).clear().await?;
+
+    for outcome in &outcomes {
+        report
+            .add(Figure::new(&format!("{} {}", outcome.client.title, outcome.version), outcome.to_string()));
+    }
+    for client in client::missing() {
+        report.add(Figure::new(client.title, "left out: it is not installed on this machine"));
+    }
+    let failed: Vec<&str> =
+        outcomes.iter().filter(|outcome| !outcome.is_success()).map(|outcome| outcome.client.name).collect();
+    ensure!(failed.is_empty(), "these did not get their credentials: {}", failed.join(", "));
+    Ok(table::render(&outcomes))
+}
+
+async fn one(world: &World, client: &'static Client) -> Outcome {
+    let version = client.version().unwrap_or_else(|error| format!("({error:#})"));
+    match answers(world, client).await {
+        Ok(answers) => Outcome { client, version, answers, failure: None },
+        Err(error) => Outcome { client, version, answers: Vec::new(), failure: Some(format!("{error:#}")) },
+    }
+}
+
+async fn answers(world: &World, client: &'static Client) -> Result<Vec<Answer>> {
+    let pods = world.pods(NAMESPACE);
+    pods.create(&client.pod(&world.sts.url(), PATIENCE)?).await?;
+    let ended = pods.ended(client.name).await?;
+    let text = ended.message.unwrap_or_default();
+    ensure!(ended.exit_code == 0, "it ended with {}: {text}", ended.exit_code);
+    let answers = client.read(&text).with_context(|| format!("read what it says: {text}"))?;
+    let expect = format!("arn:aws:sts::111122223333:assumed-role/{0}/{NAMESPACE}.{0}", client.name);
+    for answer in &answers {
+        ensure!(answer.arn.as_deref() == Some(&expect), "it is not who its pod is: {answer:?}");
+    }
+    Ok(answers)
+}
+
+impl Outcome {
+    /// Whether its first request succeeded and, where it keeps credentials, it was seen to renew them.
+    fn is_success(&self) -> bool {
+        let wanted = if self.client.keeps_credentials { 2 } else { 1 };
+        self.failure.is_none() && self.answers.len() == wanted
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(failure) = &self.failure {
+            return write!(f, "failed: {failure}");
+        }
+        let Some(first) = self.answers.first() else { return write!(f, "said nothing") };
+        write!(f, "first call after {:.1} s", first.elapsed_seconds)?;
+        match (self.client.keeps_credentials, self.answers.len()) {
+            (true, 2..) => write!(f, ", renewed"),
+            (true, _) => write!(f, ", not renewed"),
+            (false, _) => Ok(()),
+        }
+    }
+}
