@@ -6,12 +6,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{Stream, StreamExt};
 use kube::{
     Api, Client,
-    runtime::{WatchStreamExt, watcher},
+    runtime::{
+        WatchStreamExt,
+        utils::{Backoff, ResetTimerBackoff},
+        watcher,
+    },
 };
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -25,6 +30,16 @@ use super::{
 };
 use rolecall_process::telemetry::chain;
 use rolecall_process::time::{Clock, unix_seconds};
+
+/// The pause after the first failure; each further one is twice as long.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(800);
+
+/// The longest pause. A pod that comes while the watch pauses is unknown that long, so it is no longer than the time
+/// that its request waits.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the watch has to go well before the pauses are short again.
+const PAUSES_FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 
 /// What the watch shows of itself.
 #[derive(Debug, Clone, Default)]
@@ -109,7 +124,30 @@ pub fn stream(
 ) -> impl Stream<Item = watcher::Result<watcher::Event<PodObject>>> + use<> {
     let api: Api<PodObject> = Api::all_with(client, &object::resource());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watcher(api, config).default_backoff()
+    watcher(api, config).backoff(ResetTimerBackoff::new(Pauses::default(), PAUSES_FORGOTTEN_AFTER))
+}
+
+/// The pauses between attempts, up to half of each taken off by chance: all daemons of a cluster lose the API server
+/// at once, and are not to come back at once.
+#[derive(Debug, Default)]
+struct Pauses {
+    failures: u32,
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = SHORTEST_PAUSE.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        Some(pause.mul_f64(1.0 - fastrand::f64() / 2.0))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.failures = 0;
+    }
 }
 
 /// Feeds `stream` into the table and calls `on_changes` with what each event changed; ends with the stream.
@@ -161,4 +199,26 @@ fn translate(event: watcher::Event<PodObject>, audience: &str) -> Option<Event> 
         watcher::Event::Apply(object) => Event::Apply(read(&object)?),
         watcher::Event::Delete(object) => Event::Delete(read(&object)?.identity.uid),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_start_again() {
+        let mut pauses = Pauses::default();
+        let bounds = [(400, 800), (800, 1600), (1600, 3200), (2500, 5000), (2500, 5000)];
+        for _ in 0..2 {
+            for ((least, most), pause) in bounds.iter().zip(&mut pauses) {
+                assert!((*least..=*most).contains(&pause.as_millis()), "{pause:?} for {least} to {most} ms");
+            }
+            pauses.reset();
+        }
+    }
+
+    #[test]
+    fn pauses_never_end() {
+        assert!(Pauses::default().nth(100_000).is_some_and(|pause| pause <= LONGEST_PAUSE));
+    }
 }
