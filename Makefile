@@ -105,6 +105,13 @@ e2e: e2e-built ## Show everything on a real cluster of this machine, as root; SC
 	@$(E2E) run --images $(CARGO_TARGET_DIR)/image $(SCENARIO:%=--scenario %) $(if $(SCENARIO),,--docs docs)
 	@$(E2E) traces
 
+# What fits into every change: all but what takes its time by nature.
+E2E_CI := late-daemon update race sdks wrong-pod metadata uninstall
+
+.PHONY: e2e-ci
+e2e-ci: e2e-built ## Show the most important of it in a few minutes
+	@$(E2E) run --images $(CARGO_TARGET_DIR)/image --race-pods 40 $(E2E_CI:%=--scenario %)
+
 .PHONY: e2e-up
 e2e-up: e2e-built ## Start that cluster and leave it up, to look around
 	@$(E2E) up --images $(CARGO_TARGET_DIR)/image

@@ -311,16 +311,3 @@ fn variable<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     let container = pod.spec.as_ref()?.containers.first()?;
     container.env.as_ref()?.iter().find(|variable| variable.name == name)?.value.as_deref()
 }
-
-impl Summary {
-    /// Fails unless every request was answered with credentials; otherwise says how many were.
-    fn all_answered(&self) -> Result<String> {
-        ensure!(self.failed == 0, "{} of {} requests failed: {:?}", self.failed, self.answers, self.failures);
-        Ok(format!(
-            "{} of {} requests succeed, the longest after {:.0} ms",
-            self.answers,
-            self.answers,
-            self.longest_seconds * 1e3
-        ))
-    }
-}

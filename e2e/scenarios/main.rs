@@ -7,6 +7,7 @@ mod metadata;
 mod pods;
 mod race;
 mod report;
+mod rotation;
 mod sdks;
 mod traces;
 mod uninstall;
@@ -18,10 +19,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use report::{Figure, Report};
 use rolecall_e2e::{isolation, tool};
+use rotation::Rotation;
 use world::{Built, World};
 
 /// Rolecall on a real cluster of this machine.
@@ -91,12 +93,12 @@ struct Images {
 /// What can be shown, in the order in which it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Scenario {
+    /// The first request succeeds of pods that were there before the daemon
+    LateDaemon,
+    /// The first request of every pod succeeds while the DaemonSet is updated
+    Update,
     /// The first request of every pod succeeds, however slow STS is
     Race,
-    /// The same for pods that were there before the daemon
-    LateDaemon,
-    /// The same while the DaemonSet is updated
-    Update,
     /// Every SDK, unmodified, gets the credentials of its pod and renews them
     Sdks,
     /// No pod gets another's credentials, whatever it presents and wherever it comes from
@@ -105,6 +107,8 @@ enum Scenario {
     Life,
     /// The metadata service is out of reach for pods
     Metadata,
+    /// Tokens of ten minutes are renewed while pods go on asking
+    Rotation,
     /// Uninstalling leaves nothing behind
     Uninstall,
 }
@@ -148,20 +152,28 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
     let mut report = Report::new();
     let mut world = World::start(&folder, &built(&run.images)?).await?;
     world.install().await?;
+    world.ensure_shims_are_apart().await?;
     report.begin("cluster");
     report.add(Figure::new(
-        "two nodes with Rolecall are up",
+        "two nodes with Rolecall are up, a replica of the shim on each",
         format!("{:.0} s", report.elapsed().as_secs_f64()),
     ));
     let mut failures = Vec::new();
-    for &scenario in Scenario::value_variants() {
-        if !run.scenarios.is_empty() && !run.scenarios.contains(&scenario) {
-            continue;
-        }
+    let mut rotation = None;
+    let chosen = |scenario: &Scenario| run.scenarios.is_empty() || run.scenarios.contains(scenario);
+    for &scenario in Scenario::value_variants().iter().filter(|scenario| chosen(scenario)) {
         report.begin(scenario.name());
         // Whatever the one before has left.
         world.reset().await?;
-        if let Err(error) = play(scenario, &mut world, &mut report, &run).await {
+        // Tokens take ten minutes, in which other things can be shown that leave the second node alone.
+        if rotation.is_none() && chosen(&Scenario::Rotation) && !scenario.replaces_daemons() {
+            rotation = Some(Rotation::begin(&world).await?);
+        }
+        let played = match (scenario, rotation.take_if(|_| scenario == Scenario::Rotation)) {
+            (_, Some(rotation)) => rotation.end(&world, &mut report).await,
+            (_, None) => play(scenario, &mut world, &mut report, &run).await,
+        };
+        if let Err(error) = played {
             println!("FAILED   {}: {error:#}", scenario.name());
             failures.push(scenario.name());
         }
@@ -187,11 +199,26 @@ async fn play(scenario: Scenario, world: &mut World, report: &mut Report, run: &
         Scenario::WrongPod => wrong_pod::run(world, report).await,
         Scenario::Life => life::run(world, report).await,
         Scenario::Metadata => metadata::run(world, report).await,
+        Scenario::Rotation => bail!("it begins before the others"),
         Scenario::Uninstall => uninstall::run(world, report).await,
     }
 }
 
 impl Scenario {
+    /// Whether there is a time without a daemon on the second node.
+    fn replaces_daemons(self) -> bool {
+        match self {
+            Self::LateDaemon | Self::Update => true,
+            Self::Race
+            | Self::Sdks
+            | Self::WrongPod
+            | Self::Life
+            | Self::Metadata
+            | Self::Rotation
+            | Self::Uninstall => false,
+        }
+    }
+
     /// Its name on the command line.
     fn name(self) -> &'static str {
         match self {
@@ -202,6 +229,7 @@ impl Scenario {
             Self::WrongPod => "wrong-pod",
             Self::Life => "life",
             Self::Metadata => "metadata",
+            Self::Rotation => "rotation",
             Self::Uninstall => "uninstall",
         }
     }

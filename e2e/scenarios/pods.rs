@@ -1,6 +1,6 @@
 //! Pods of the scenarios: made, waited for, asked what became of them.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::Client;
@@ -52,6 +52,19 @@ impl Answer {
     /// Whether it brought credentials.
     pub(crate) fn is_success(&self) -> bool {
         self.status == 200 && self.error.is_empty() && !self.access_key_id.is_empty()
+    }
+}
+
+impl Summary {
+    /// Fails unless every request was answered with credentials; otherwise says how many were.
+    pub(crate) fn all_answered(&self) -> Result<String> {
+        ensure!(self.failed == 0, "{} of {} requests failed: {:?}", self.failed, self.answers, self.failures);
+        Ok(format!(
+            "{} of {} requests succeed, the longest after {:.0} ms",
+            self.answers,
+            self.answers,
+            self.longest_seconds * 1e3
+        ))
     }
 }
 

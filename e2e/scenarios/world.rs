@@ -1,5 +1,6 @@
 //! The world of the scenarios: a cluster of two nodes, an STS that it trusts, and Rolecall.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use kube::Client;
-use kube::api::Api;
+use kube::api::{Api, ListParams};
 use rolecall_e2e::cluster::underlay::GATEWAY;
 use rolecall_e2e::cluster::{Image, image_root, wait_for};
 use rolecall_e2e::control_plane::ISSUER;
@@ -85,6 +86,15 @@ impl World {
         .context("pods are not injected")?
     }
 
+    /// Shows that the loss of a node leaves a replica of the shim.
+    pub(crate) async fn ensure_shims_are_apart(&self) -> Result<()> {
+        let shims = ListParams::default().labels("app.kubernetes.io/name=rolecall-shim");
+        let shims = self.pods(ROLECALL).api().list(&shims).await?;
+        let nodes: BTreeSet<String> = shims.into_iter().filter_map(|pod| pod.spec?.node_name).collect();
+        ensure!(nodes.len() == self.cluster.nodes().len(), "all replicas of the shim are on {nodes:?}");
+        Ok(())
+    }
+
     /// Removes what [`World::install`] has made, as `kubectl delete -k` does.
     pub(crate) fn uninstall(&self) -> Result<()> {
         self.kubectl(&["delete", "--wait=true", "-k", &install_folder().display().to_string()]).map(drop)
@@ -142,7 +152,8 @@ impl World {
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = kubectl()?;
         command.arg("--kubeconfig").arg(self.cluster.control_plane().kubeconfig_path()).args(arguments);
-        output(command)
+        // STS is served by the same threads.
+        tokio::task::block_in_place(|| output(command))
     }
 
     /// Starts kubectl with all rights, which ends when the handle is dropped.

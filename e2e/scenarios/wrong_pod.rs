@@ -75,11 +75,10 @@ async fn forged_address(world: &World, report: &mut Report) -> Result<()> {
     replace(world, "forger", &pod).await?;
 
     // Both believe to have it, and the bridge believes who spoke last.
-    let forging =
+    let _forging =
         world.spawn_kubectl(&["exec", "-n", NAMESPACE, "forger", "--", "/probe", "forge", &victim])?;
     let without = persist(world, "forger", &["--source", &victim, "--token-file", ""]).await?;
     let own = persist(world, "forger", &["--source", &victim]).await?;
-    drop(forging);
     ensure!(without.code == "token_required", "as the victim, without a token: {without:?}");
     ensure!(own.code == "wrong_pod", "as the victim, with its own token: {own:?}");
     report.add(Figure::new(
@@ -113,13 +112,28 @@ async fn reused_address(world: &World, report: &mut Report) -> Result<()> {
             wrong.push(format!("{name}: {answer:?}"));
         }
         pods.delete(&name, 0).await?;
+        release(world, &last).await?;
     }
+    ensure!(0 < reused, "no address was given to another pod: this shows nothing");
     ensure!(wrong.is_empty(), "pods without their own credentials: {}", wrong.join("; "));
     report.add(Figure::new(
         "pods one after the other, each deleted with grace 0",
         format!("{REUSES} of {REUSES} got their own credentials; {reused} had the address of the one before"),
     ));
     Ok(())
+}
+
+/// Waits until an address is free, and makes it the next that the first node gives away.
+async fn release(world: &World, address: &str) -> Result<()> {
+    let leases = "/var/lib/cni/networks/pods";
+    let released = format!("test ! -e {leases}/{address} && rm -f {leases}/last_reserved_ip.*");
+    let node = &world.cluster.nodes()[0];
+    let waiting = async {
+        while node.run(["sh", "-c", &released]).is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.context("the address is not released")
 }
 
 /// Starts the pod whose token is stolen, and steals it.

@@ -159,3 +159,25 @@ impl Supervisor {
         u32::try_from(self.id).ok().and_then(Self::of).as_ref() == Some(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_with_its_id() {
+        let this = Supervisor::of(std::process::id()).unwrap();
+        assert!(this.is_running());
+        assert_eq!(Supervisor::from_text(&this.to_text()).unwrap(), this);
+        let former = Supervisor { started: "1".to_owned(), ..this };
+        assert!(!former.is_running());
+    }
+
+    #[test]
+    fn a_folder_of_somebody_else_names_no_process() {
+        assert_eq!(Supervisor::from_text(""), None);
+        assert_eq!(Supervisor::from_text("someone 12"), None);
+    }
+}

@@ -24,6 +24,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // An answer, or what came instead of one.
@@ -53,6 +54,7 @@ type request struct {
 	source    string
 	patience  time.Duration
 	listening bool
+	keep      bool
 }
 
 func main() {
@@ -92,7 +94,15 @@ func parse(arguments []string) request {
 	flags.StringVar(&asked.source, "source", "", "the address to ask from")
 	flags.DurationVar(&asked.patience, "patience", time.Second, "to connect, and for each byte")
 	flags.BoolVar(&asked.listening, "once-it-listens", false, "wait until somebody listens there")
+	flags.BoolVar(&asked.keep, "keep-token", false, "read the token once for all requests")
 	_ = flags.Parse(arguments)
+	if asked.keep {
+		content, err := os.ReadFile(asked.tokenFile)
+		if err != nil {
+			fail(err.Error())
+		}
+		asked.token = string(content)
+	}
 	return asked
 }
 
@@ -227,6 +237,14 @@ func forge(address string) {
 		fail("no socket for packets: " + err.Error())
 	}
 	ip := net.ParseIP(address).To4()
+	for _, setting := range []struct {
+		request uintptr
+		value   []byte
+	}{{syscall.SIOCSIFADDR, ip}, {syscall.SIOCSIFNETMASK, []byte{255, 255, 255, 255}}} {
+		if err := set(setting.request, link.Name+":0", setting.value); err != nil {
+			fail("take the address: " + err.Error())
+		}
+	}
 	packet := []byte{0, 1, 8, 0, 6, 4, 0, 2}
 	packet = append(packet, link.HardwareAddr...)
 	packet = append(packet, ip...)
@@ -247,6 +265,25 @@ func forge(address string) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// set gives an IPv4 setting to a second name of an interface.
+func set(request uintptr, name string, value []byte) error {
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(socket)
+	// struct ifreq: the name, then a struct sockaddr_in.
+	var asked [40]byte
+	copy(asked[:15], name)
+	asked[16] = syscall.AF_INET
+	copy(asked[20:24], value)
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(socket), request, uintptr(unsafe.Pointer(&asked[0])))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 func bigEndian(number uint16) uint16 {

@@ -66,6 +66,8 @@ pub(super) fn make() -> Result<()> {
 /// Connects a node, whose network namespace process `pid` is in, by its `eth0`. Routes to its pods lead there.
 pub(super) fn connect(addresses: Addresses, pid: u32) -> Result<()> {
     let port = addresses.port();
+    // The kernel takes its time to remove what was connected to a namespace that is gone.
+    let _none = run(&format!("ip link delete {port}"));
     run(&format!("ip link add {port} type veth peer name eth0 netns {pid}"))?;
     run(&format!("ip link set {port} master underlay up"))?;
     run(&format!("ip route replace {} via {}", addresses.pods(), addresses.node()))?;
