@@ -1,5 +1,7 @@
 //! What a change of the pods asks of each part, and which credentials they are to have.
 
+use std::sync::Arc;
+
 use crate::{
     credentials::{CredentialKey, CredentialManager, SessionRequest},
     events::{Events, Notice},
@@ -81,7 +83,8 @@ pub(super) fn good_here(
 ) -> impl Fn(&CredentialKey) -> Option<SessionRequest> + Clone + Send + Sync + 'static {
     move |key| match table.by_uid(&key.pod) {
         UidLookup::Live(pod) if !pod.token_volumes.is_empty() => {
-            Some(sessions.request(&pod, key.role.clone())).filter(|request| request.key == *key)
+            let request = sessions.find(&pod, &key.role);
+            (request.key == *key).then(|| Arc::unwrap_or_clone(request))
         }
         UidLookup::Live(_) | UidLookup::Finished | UidLookup::Departed | UidLookup::Unknown => None,
     }

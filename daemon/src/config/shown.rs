@@ -44,7 +44,7 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
     };
     let events = if kubernetes.events { WriteEvents::On } else { WriteEvents::Off };
     let programs = &node.firewall.programs;
-    let rows: [(&'static str, Option<String>); 47] = [
+    let rows: [(&'static str, Option<String>); 48] = [
         ("--node-name", Some(kubernetes.node_name.clone())),
         ("--kubeconfig", kubernetes.kubeconfig.as_ref().map(|path| path.display().to_string())),
         ("--pods-dir", Some(tokens.pods_dir.display().to_string())),
