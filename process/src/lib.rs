@@ -3,7 +3,7 @@
 //! # Layout
 //! Logs ([`telemetry`]) and [`metrics`]; how tasks start and end ([`drain`], [`signal`]); whether the program can
 //! serve ([`readiness`]) and still turns ([`liveness`]); where that is told ([`admin`], [`mod@address`]) and asked
-//! ([`probe`]).
+//! ([`probe`]), and how the file of a socket is made ([`socket`]).
 //! What time it is ([`time`]); what is typed ([`value`]), how a program ends ([`exit`]) and keeps its secrets
 //! ([`hardening`]). Nothing here knows AWS or Kubernetes.
 

@@ -191,12 +191,12 @@ mod tests {
         let mut queue = Queue::new();
         queue.raise(&"was in", Background, now);
         queue.set_only_urgent(true);
-        queue.raise(&"warm", Warmup, now);
+        queue.raise(&"warm", Warmup(Urgency::LEAST), now);
         queue.raise(&"asked", RealTime, now);
         assert_eq!((queue.due_at(&"asked"), queue.due_at(&"warm")), (Some(now), None));
         assert_eq!(order(&mut queue, now), ["asked", "was in"]);
         queue.set_only_urgent(false);
-        queue.raise(&"warm", Warmup, now);
+        queue.raise(&"warm", Warmup(Urgency::LEAST), now);
         assert_eq!(order(&mut queue, now), ["warm"]);
     }
 
