@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use rolecall_daemon::args;
 
 /// Every flag with a value that is not its default, in the order of the help, and how it is shown.
-const ALL: [(&str, &str, &str); 44] = [
+const ALL: [(&str, &str, &str); 45] = [
     ("node-name", "node-1.example", "node-1.example"),
     ("kubeconfig", "/etc/kubeconfig", "/etc/kubeconfig"),
     ("pods-dir", "/data/pods", "/data/pods"),
