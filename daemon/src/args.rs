@@ -197,7 +197,7 @@ mod tests {
             let variable = format!("ROLECALL_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(variable.as_str()), "--{long}");
         }
-        assert_eq!(flags(&command).count(), 45);
+        assert_eq!(flags(&command).count(), 46);
     }
 
     #[test]
