@@ -30,7 +30,7 @@ impl Node {
     fn new() -> Self {
         let scratch = Scratch::new("node").unwrap();
         let authority = generate_simple_self_signed(["kubernetes.test".to_owned()]).unwrap().cert.pem();
-        for folder in ["pods", "account", "run"] {
+        for folder in ["pods", "account", "run", "handover"] {
             std::fs::create_dir(scratch.path().join(folder)).unwrap();
         }
         for (file, content) in
@@ -69,7 +69,8 @@ impl Node {
         let pod = &object["spec"]["template"]["spec"];
         let container = &pod[list][0];
         let path = |name: &str| self.scratch.path().join(name);
-        let (pods, account, run, lock) = (path("pods"), path("account"), path("run"), path("xtables.lock"));
+        let (pods, account, lock) = (path("pods"), path("account"), path("xtables.lock"));
+        let (run, handover) = (path("run"), path("handover"));
         let mut mounts = vec![Mount {
             source: &account,
             target: "/var/run/secrets/kubernetes.io/serviceaccount",
@@ -79,6 +80,7 @@ impl Node {
             let source: &Path = match text_of(&mount["name"]) {
                 "pods" => &pods,
                 "run" => &run,
+                "handover" => &handover,
                 "xtables-lock" => &lock,
                 other => panic!("the test knows no volume {other}"),
             };
