@@ -38,6 +38,12 @@ impl Metrics {
             "Hand-overs by this daemon's part and by result",
             metrics.total.clone(),
         );
+        // A counter that appears with its first failure cannot be alerted on with `increase`.
+        for part in ["old", "new"] {
+            for result in ["done", "refused", "failed"] {
+                drop(metrics.total.get_or_create(&Labels { part, result }));
+            }
+        }
         metrics
     }
 
