@@ -26,7 +26,7 @@ WITH_TOOLS := eval "$$(scripts/tools env)"
 
 .PHONY: help
 help: ## List what can be made
-	@awk -F ' *## *' '/^[a-z][a-z-]*:.*## / { sub(/:.*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ' *## *' '/^[a-z][a-z0-9-]*:.*## / { sub(/:.*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Two pods get their own credentials, without a cluster or AWS; CHECK=1 proves it with boto3 and exits

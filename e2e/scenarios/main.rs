@@ -139,7 +139,11 @@ fn isolated(command: &str) -> Result<ExitCode> {
     let mut arguments = vec![OsString::from(command)];
     arguments.extend(std::env::args_os().skip(2));
     let status = isolation::run(&arguments, &["clean-up-after".into()])?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if status.success() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("With ROLECALL_KEEP=1 the folder of the cluster stays, with the log of each process.");
+    Ok(ExitCode::FAILURE)
 }
 
 fn inside(work: impl Future<Output = Result<()>>) -> Result<ExitCode> {
