@@ -120,7 +120,7 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], expect: usize, buffer:
     stream.write_all(request).await?;
     let mut received = 0;
     while received < expect {
-        let length = stream.read(buffer).await?;
+        let length = stream.read(&mut buffer[received..]).await?;
         ensure!(length != 0, "the connection ended within the answer");
         received += length;
     }

@@ -21,8 +21,9 @@ const STEPS: [usize; 4] = [0, 250, 500, 1000];
 const GOAL_WARM: f64 = 20.0;
 const GOAL_POD_KIB: f64 = 16.0;
 
-/// Requests that wait together, of a quarter as many pods.
+/// Requests that wait together, and of how many pods: as many as get their exchanges within four seconds.
 const WAITING: usize = 1000;
+const WAITING_PODS: usize = 50;
 const GOAL_WAITING: f64 = 10.0;
 
 /// How long the processor time of waiting requests is measured.
@@ -87,16 +88,15 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
 async fn waiting() -> Result<(f64, f64)> {
     let mut node = Node::start(&[], &Vec::new()).await?;
     node.world.sts.set_behavior(Behavior::slow(Duration::from_secs(15)));
-    let pods = WAITING / 4;
-    for index in 0..pods {
+    for index in 0..WAITING_PODS {
         node.pods.push(node.world.pod(node::pod(index))?);
     }
     // All are known to the daemon, and most are on their way to STS.
-    node.world.sts.wait_for_requests(pods / 2).await;
+    node.world.sts.wait_for_requests(WAITING_PODS / 2).await;
     let (_, before) = memory(&node)?;
     let mut asked = JoinSet::new();
     for request in 0..WAITING {
-        let (server, asker) = (node.daemon.address, node.asker(request % pods, Token::Sent)?);
+        let (server, asker) = (node.daemon.address, node.asker(request % WAITING_PODS, Token::Sent)?);
         asked.spawn(async move { client::answer(server, &asker, LIMIT).await });
     }
     sleep(Duration::from_secs(2)).await;

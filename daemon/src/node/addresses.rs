@@ -2,7 +2,10 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,6 +32,8 @@ pub struct NodeAddresses(Arc<Shared>);
 struct Shared {
     nets: RwLock<Vec<IpNet>>,
     version: watch::Sender<u64>,
+    /// The same count, which costs a look no lock.
+    stamp: AtomicU64,
 }
 
 /// The kernel does not tell the addresses.
@@ -46,7 +51,7 @@ impl NodeAddresses {
     /// A set that does not change by itself: a node that is known beforehand.
     pub fn fixed(nets: impl IntoIterator<Item = IpNet>) -> Self {
         let nets = RwLock::new(nets.into_iter().collect());
-        Self(Arc::new(Shared { nets, version: watch::Sender::new(0) }))
+        Self(Arc::new(Shared { nets, version: watch::Sender::new(0), stamp: AtomicU64::new(0) }))
     }
 
     /// Asks the kernel, and returns the set with a task that follows it; the task ends only when it fails.
@@ -92,6 +97,11 @@ impl NodeAddresses {
         self.0.nets.read().unwrap_or_else(PoisonError::into_inner).iter().any(|net| net.contains(&address))
     }
 
+    /// A number that rises with each change: what [`Self::contains`] said after taking it holds while it stays.
+    pub fn version(&self) -> u64 {
+        self.0.stamp.load(Ordering::Acquire)
+    }
+
     /// Wakes when the set has changed since.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.version.subscribe()
@@ -108,6 +118,7 @@ impl NodeAddresses {
             debug!(count = nets.len(), "learned the node's addresses");
             *current = nets;
             drop(current);
+            self.0.stamp.fetch_add(1, Ordering::Release);
             self.0.version.send_modify(|version| *version += 1);
         }
         Ok(())

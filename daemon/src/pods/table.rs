@@ -3,7 +3,10 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::watch;
@@ -79,6 +82,8 @@ struct Shared {
     state: RwLock<State>,
     /// Counts the changes; who waits for one subscribes.
     version: watch::Sender<u64>,
+    /// The same count, which costs a look no lock.
+    stamp: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -99,7 +104,11 @@ struct Departed {
 impl PodTable {
     /// An empty table that is not synced, and its writer.
     pub fn new() -> (Self, Writer) {
-        let shared = Arc::new(Shared { state: RwLock::default(), version: watch::Sender::new(0) });
+        let shared = Arc::new(Shared {
+            state: RwLock::default(),
+            version: watch::Sender::new(0),
+            stamp: AtomicU64::new(0),
+        });
         (Self(shared.clone()), Writer { shared, listing: None })
     }
 
@@ -111,6 +120,11 @@ impl PodTable {
     /// Wakes when the table has changed since. Subscribe before looking, or a change in between is missed.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.version.subscribe()
+    }
+
+    /// A number that rises with each change: what was read from the table after taking it holds while it stays.
+    pub fn version(&self) -> u64 {
+        self.0.stamp.load(Ordering::Acquire)
     }
 
     pub fn by_uid(&self, uid: &PodUid) -> UidLookup {
@@ -172,6 +186,7 @@ impl Writer {
             Event::Apply(pod) => self.shared.write().apply(pod).into_iter().collect(),
             Event::Delete(uid) => self.shared.write().remove(&uid).into_iter().collect(),
         };
+        self.shared.stamp.fetch_add(1, Ordering::Release);
         self.shared.version.send_modify(|version| *version += 1);
         changes
     }

@@ -3,12 +3,16 @@
 //! There are two witnesses, the peer address and the token. [`decide`] weighs what they say; it is a pure function
 //! and holds the whole table. [`Callers`] asks the witnesses, and asks again while the answer may still change.
 
+mod memory;
+
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rolecall_contract::TokenRule;
 use tokio::time::{Instant, timeout_at};
 
+use self::memory::Basis;
+pub use self::memory::Memory;
 use super::refusal::Refusal;
 use crate::{
     identity::{PodIdentity, PodUid},
@@ -204,8 +208,13 @@ impl Callers {
     ///
     /// # Errors
     /// The refusal to answer with.
-    pub async fn identify(&self, request: Request<'_>, arrived: Instant) -> Result<Arc<Pod>, Refusal> {
-        match self.recall(request) {
+    pub async fn identify(
+        &self,
+        request: Request<'_>,
+        memory: &Memory,
+        arrived: Instant,
+    ) -> Result<Arc<Pod>, Refusal> {
+        match self.recall(request, memory) {
             Some(pod) => Ok(pod),
             None => self.find_out(request, arrived).await,
         }
@@ -217,7 +226,7 @@ impl Callers {
     /// # Errors
     /// What speaks against it now.
     pub async fn confirm(&self, request: Request<'_>, pod: &Pod) -> Result<(), Refusal> {
-        let now = self.identify(request, Instant::now()).await?;
+        let now = self.identify(request, &Memory::default(), Instant::now()).await?;
         if now.uid() == pod.uid() { Ok(()) } else { Err(self.count(Refusal::WrongPod)) }
     }
 
@@ -237,10 +246,21 @@ impl Callers {
     }
 
     /// The caller, where its token was proven before: the path of nearly every request, which waits for nothing.
-    fn recall(&self, request: Request<'_>) -> Option<Arc<Pod>> {
-        let verified = self.verifier.recall(request.token?)?;
+    fn recall(&self, request: Request<'_>, memory: &Memory) -> Option<Arc<Pod>> {
+        let token = request.token?;
+        // Taken before anything is looked at, so that what changes meanwhile is looked at again the next time.
+        let basis = Basis { pods: self.table.version(), node: self.node.version() };
+        let now = self.clock.now();
+        if let Some(pod) = memory.recall(token, basis, now) {
+            return Some(pod);
+        }
+        let verified = self.verifier.recall(token)?;
         match decide(self.testimony(self.weigh(&verified), self.look_up(request.peer), false)) {
-            Decision::Caller(pod) => Some(pod),
+            Decision::Caller(pod) => {
+                let until = (now < verified.expires_at).then_some(verified.expires_at);
+                memory.remember(token, basis, until, &pod);
+                Some(pod)
+            }
             Decision::Wait(_) | Decision::Refuse(_) => None,
         }
     }

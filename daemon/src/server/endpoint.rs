@@ -8,7 +8,7 @@ use rolecall_contract::{RoleArn, endpoint::PathRole};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    caller::{self, Callers},
+    caller::{self, Callers, Memory},
     limits::{Budget, Limits, Permit, Source},
     observe::{Exchange, Observer},
     refusal::Refusal,
@@ -51,6 +51,8 @@ pub struct Peer {
     pub reset: ResetSwitch,
     /// What requests from its address may do.
     budget: Budget,
+    /// Whom it was found to be.
+    memory: Memory,
 }
 
 /// A request that waits for credentials: what it takes to finish it, wherever that happens.
@@ -69,7 +71,7 @@ struct Waiting {
 
 impl Peer {
     pub fn new(address: IpAddr, budget: Budget) -> Self {
-        Self { address, reset: ResetSwitch::default(), budget }
+        Self { address, reset: ResetSwitch::default(), budget, memory: Memory::default() }
     }
 }
 
@@ -108,7 +110,7 @@ impl Endpoint {
         let on_node = self.node.contains(peer.address);
         let permit = if on_node { self.limits.admit_unidentified()? } else { peer.budget.admit()? };
         let asking = caller::Request { peer: peer.address, token: head.token };
-        let identified = self.callers.identify(asking, arrived).await;
+        let identified = self.callers.identify(asking, &peer.memory, arrived).await;
         let pod = identified.inspect_err(|_| exchange.suspected(self.callers.suspects(asking)))?;
         exchange.identified(&pod);
         let permit = if on_node { self.limits.of(Source::Pod(pod.uid().clone())).admit()? } else { permit };

@@ -86,7 +86,7 @@ impl Fixture {
 
     async fn ask(&self, peer: &str, token: Option<&str>) -> String {
         let request = Request { peer: peer.parse().unwrap(), token };
-        match self.callers.identify(request, Instant::now()).await {
+        match self.callers.identify(request, &Memory::default(), Instant::now()).await {
             Ok(pod) => format!("caller {}", pod.identity.name),
             Err(refusal) => refusal.code().to_owned(),
         }
@@ -144,7 +144,10 @@ async fn nobody_waits_longer_than_five_seconds_and_that_from_the_arrival() {
     let arrived = Instant::now();
     tokio::time::advance(Duration::from_secs(4)).await;
     let request = Request { peer: "10.0.0.1".parse().unwrap(), token: None };
-    assert_eq!(fixture.callers.identify(request, arrived).await.unwrap_err().code(), "pod_unknown");
+    assert_eq!(
+        fixture.callers.identify(request, &Memory::default(), arrived).await.unwrap_err().code(),
+        "pod_unknown"
+    );
     assert_eq!(arrived.elapsed(), Duration::from_secs(5));
 }
 
@@ -270,7 +273,7 @@ async fn who_was_the_caller_is_asked_again_before_handing_out() {
     fixture.written("b");
     let mut writer = fixture.writer.take().unwrap();
     let request = Request { peer: "10.0.0.1".parse().unwrap(), token: None };
-    let pod = fixture.callers.identify(request, Instant::now()).await.unwrap();
+    let pod = fixture.callers.identify(request, &Memory::default(), Instant::now()).await.unwrap();
     assert_eq!(fixture.callers.confirm(request, &pod).await, Ok(()));
     writer.apply(Event::Apply(read(&builder("b").token_optional().ip("10.0.0.1"))));
     assert_eq!(fixture.callers.confirm(request, &pod).await, Err(Refusal::AddressAmbiguous));
@@ -341,4 +344,31 @@ async fn a_table_that_is_not_synced_is_waited_for() {
             assert_eq!(answer, "caller a");
         })
         .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_known_again_only_while_nothing_has_changed() {
+    let mut fixture = fixture(vec![builder("a").ip("10.0.0.1"), builder("b").ip("10.0.0.2")], false);
+    let (token, other) = (fixture.written("a"), fixture.written("b"));
+    let memory = Memory::default();
+    let ask = async |fixture: &Fixture, token: &str| {
+        let request = Request { peer: "10.0.0.1".parse().unwrap(), token: Some(token) };
+        match fixture.callers.identify(request, &memory, Instant::now()).await {
+            Ok(pod) => format!("caller {}", pod.identity.name),
+            Err(refusal) => refusal.code().to_owned(),
+        }
+    };
+    for _ in 0..4 {
+        assert_eq!(ask(&fixture, &token).await, "caller a");
+    }
+    assert_eq!(ask(&fixture, &other).await, "wrong_pod");
+    assert_eq!(ask(&fixture, "no token").await, "token_invalid");
+    assert_eq!(ask(&fixture, &token).await, "caller a");
+    let writer = fixture.writer.as_mut().unwrap();
+    writer.apply(Event::Apply(read(&builder("a").ip("10.0.0.3"))));
+    writer.apply(Event::Apply(read(&builder("b").ip("10.0.0.1"))));
+    assert_eq!(ask(&fixture, &token).await, "wrong_pod", "its address has passed on");
+    assert_eq!(ask(&fixture, &other).await, "caller b");
+    fixture.writer.as_mut().unwrap().apply(Event::Delete("uid-b".parse().unwrap()));
+    assert_eq!(ask(&fixture, &other).await, "pod_finished");
 }
