@@ -6,10 +6,12 @@ use rolecall_shim::{
     config_map::{ConfigMapBindings, parse_config_map},
     identities::Identities,
     mutate::mutate,
+    pod::PodView,
     policy::Policy,
     review,
     server::bodies,
 };
+use serde_json::Value;
 
 /// The body of a review: what the API server's port lets in, up to the answer.
 pub(crate) fn review(body: &[u8]) {
@@ -22,15 +24,29 @@ pub(crate) fn review(body: &[u8]) {
             return;
         }
     };
-    let role = ("rolecall.dev/role-arn".to_owned(), "arn:aws:iam::111122223333:role/orders".to_owned());
-    let facts = ServiceAccountFacts { annotations: [role].into() };
+    // By both, so that what EKS's webhook injects is known as its own.
+    let role =
+        |prefix: &str| (format!("{prefix}/role-arn"), "arn:aws:iam::111122223333:role/orders".to_owned());
+    let facts = ServiceAccountFacts { annotations: ["rolecall.dev", "eks.amazonaws.com"].map(role).into() };
     let (config_map, identities) = (ConfigMapBindings::default(), Identities::default());
     let sources = Sources { service_account: Some(&facts), config_map: &config_map, identities: &identities };
     let policy = Policy { take_over_irsa: true, pod_role_annotation_allowed: true, ..Policy::default() };
-    let decision = bind(review.namespace(), review.service_account(), review.pod(), sources, &policy);
-    let mutation = mutate(review.pod_json(), review.namespace(), &decision, &policy, review.seed());
+    let pass = |pod: &Value| {
+        let view = PodView::new(pod);
+        let decision = bind(review.namespace(), view.service_account(), view, sources, &policy);
+        mutate(pod, review.namespace(), &decision, &policy, review.seed())
+    };
+    let mutation = pass(review.pod_json());
     let answer = review.answer(&mutation);
-    assert!(serde_json::from_slice::<serde_json::Value>(&answer).is_ok());
+    assert!(serde_json::from_slice::<Value>(&answer).is_ok());
+    if !review.is_pod_creation() {
+        return;
+    }
+    let patch = serde_json::to_value(&mutation.patch).expect("a patch is JSON");
+    let patch: json_patch::Patch = serde_json::from_value(patch).expect("a patch is one of RFC 6902");
+    let mut patched = review.pod_json().clone();
+    json_patch::patch(&mut patched, &patch).expect("the API server can apply it");
+    assert_eq!(pass(&patched).patch, [], "a second pass has nothing to do");
 }
 
 /// The text of the ConfigMap after a line with a namespace and one with a ServiceAccount, which are looked up in it.
