@@ -26,6 +26,7 @@ pub struct PodSpec {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Container {
+    pub name: String,
     pub env: Vec<Variable>,
 }
 
@@ -66,15 +67,22 @@ pub(super) fn is_left_out(pod: &PodObject) -> bool {
     is_mirror || pod.metadata.labels.as_ref().is_some_and(|all| all.contains_key(SKIP_LABEL))
 }
 
-/// As much of the pod as tells whether anything binds it to a role.
+/// As much of the pod as tells whether anything binds it, or a container of it, to a role.
 pub(super) fn sketch(pod: &PodObject) -> Value {
+    let named = |containers: &[Container]| -> Vec<Value> {
+        containers.iter().map(|container| json!({"name": container.name})).collect()
+    };
     json!({
         "metadata": {
             "name": pod.metadata.name,
             "namespace": pod.metadata.namespace,
             "annotations": pod.metadata.annotations,
         },
-        "spec": {"serviceAccountName": pod.spec.service_account_name},
+        "spec": {
+            "serviceAccountName": pod.spec.service_account_name,
+            "containers": named(&pod.spec.containers),
+            "initContainers": named(&pod.spec.init_containers),
+        },
     })
 }
 

@@ -36,6 +36,8 @@ struct Server {
     refused: BTreeMap<Token, (u16, Token)>,
     events: Vec<String>,
     events_refused: bool,
+    /// The labels of every namespace.
+    labels: BTreeMap<&'static str, &'static str>,
     requests: Vec<String>,
 }
 
@@ -84,9 +86,13 @@ impl Fixture {
         fixture
     }
 
-    /// Every ServiceAccount of this name has a role from now on.
+    /// The pods of this ServiceAccount have a role from now on.
     fn give_role(&mut self, name: &str) {
-        let role = ("rolecall.dev/role-arn".to_owned(), "arn:aws:iam::111122223333:role/orders".to_owned());
+        self.give_role_by("rolecall.dev/role-arn", name);
+    }
+
+    fn give_role_by(&mut self, annotation: &str, name: &str) {
+        let role = (annotation.to_owned(), "arn:aws:iam::111122223333:role/orders".to_owned());
         let object = kube::core::ObjectMeta {
             namespace: Some("shop".to_owned()),
             name: Some(name.to_owned()),
@@ -166,7 +172,8 @@ impl Server {
             (&Method::GET, ["api", "v1", "namespaces", name]) => (
                 200,
                 json!({
-                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {"name": name}
+                    "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": {"name": name, "labels": self.labels},
                 }),
             ),
             (&Method::GET, ["api", "v1", "namespaces", "shop", "pods", name]) => {
@@ -306,4 +313,32 @@ async fn pods_count_though_nothing_may_be_told_and_are_told_once_it_may() {
     let before = told();
     sleep(A_WHILE).await;
     assert_eq!(told(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pods_of_a_namespace_that_is_left_out_are_missed_by_nobody() {
+    for (label, missed) in [(("rolecall.dev/webhook", "disabled"), 0), (("rolecall.dev/webhook", "on"), 1)] {
+        let mut server = Server::with(&[pod("p0", "orders")]);
+        server.labels = [label].into();
+        let fixture = Fixture::start(server).await;
+        fixture.check(missed, missed.unsigned_abs(), &["p0.uid-of-p0"][..usize::from(missed == 1)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_which_one_container_alone_has_a_role_is_missed_too() {
+    let mut fixture = Fixture::start(Server::with(&[])).await;
+    let containers = json!([{"name": "main", "image": "x"}]);
+    for (name, list, role_of, missed) in
+        [("a", "containers", "main", 1), ("b", "initContainers", "main", 2), ("c", "containers", "absent", 2)]
+    {
+        fixture.give_role_by(&format!("rolecall.dev/role-arn.{role_of}"), name);
+        let mut late = pod(name, name);
+        late["spec"]["containers"] = json!([{"name": "other", "image": "x"}]);
+        late["spec"][list] = containers.clone();
+        fixture.server().pods.insert(name.to_owned(), late.clone());
+        fixture.send(watcher::Event::Apply, &late);
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(fixture.metrics.missed.get(), missed, "{name}");
+    }
 }
