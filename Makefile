@@ -79,6 +79,8 @@ format: ## Check the formatting
 .PHONY: lint
 lint: ## Run clippy, warnings denied
 	@cargo clippy --locked --workspace --all-targets -- -D warnings
+	@# The fuzzers are outside of the workspace: their lock file has to follow it.
+	@cargo metadata --locked --format-version 1 --manifest-path shim/fuzz/Cargo.toml >/dev/null
 
 .PHONY: docs
 docs: ## Build the API documentation, warnings denied
