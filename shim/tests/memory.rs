@@ -63,6 +63,9 @@ struct Server {
 
 impl Server {
     async fn answer(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, Infallible> {
+        // Without this, a real one would send whole objects.
+        let accepted = request.headers()["accept"].to_str().unwrap();
+        assert!(accepted.contains("as=PartialObjectMetadata"), "{accepted}");
         let query = request.uri().query().unwrap_or_default().to_owned();
         if query.contains("watch=true") {
             if self.watches.fetch_add(1, Ordering::Relaxed) + 1 == LISTS {

@@ -82,8 +82,12 @@ mod harness {
 
     impl Webhook {
         pub(crate) async fn start(grace: Duration, max_connections: usize) -> Self {
+            Self::start_with(grace, max_connections, false).await
+        }
+
+        pub(crate) async fn start_with(grace: Duration, max_connections: usize, only_v13: bool) -> Self {
             let mut registry = Registry::default();
-            let tls_config = tls::Config { only_v13: false, cipher_suites: Vec::new() };
+            let tls_config = tls::Config { only_v13, cipher_suites: Vec::new() };
             let provider = tls::provider(&tls_config);
             let serving = Serving::new(provider.clone(), &mut registry);
             let authority = Authority::new();
@@ -291,6 +295,14 @@ async fn a_review_is_answered_in_its_own_version_over_both_versions_of_tls() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn where_the_operator_wants_tls_1_3_alone_1_2_is_refused() {
+    let webhook = Webhook::start_with(Duration::ZERO, 64, true).await;
+    assert!(connect(webhook.address, &[&webhook.authority], &TLS12).await.is_err());
+    let mut stream = connect(webhook.address, &[&webhook.authority], &TLS13).await.unwrap();
+    assert_eq!(exchange(&mut stream, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 200);
 }
 
 #[tokio::test]
