@@ -216,7 +216,8 @@ impl Callers {
     ) -> Result<Arc<Pod>, Refusal> {
         match self.recall(request, memory) {
             Some(pod) => Ok(pod),
-            None => self.find_out(request, arrived).await,
+            // Boxed, for it is large and rare.
+            None => Box::pin(self.find_out(request, arrived)).await,
         }
     }
 

@@ -89,7 +89,10 @@ impl Endpoint {
             Err(refusal) => return refuse(exchange, &refusal),
         };
         let can_drip = self.config.timing.mode == Mode::Drip && request.version() == http::Version::HTTP_11;
-        finish(waiting, exchange, can_drip, peer.reset.clone()).await
+        // Not kept while it waits: its headers would hold on to the connection's read buffer.
+        drop(request);
+        // Boxed like what finds out who asks: hyper keeps room for this future on every connection.
+        Box::pin(finish(waiting, exchange, can_drip, peer.reset.clone())).await
     }
 
     /// Answers a request on a connection that is one too many of its pod.
