@@ -124,7 +124,9 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], expect: usize, buffer:
         ensure!(length != 0, "the connection ended within the answer");
         received += length;
     }
-    ensure!(received == expect && buffer.starts_with(b"HTTP/1.1 200 "), "another answer than before");
+    let answer = &buffer[..received];
+    let is_same = received == expect && answer.starts_with(b"HTTP/1.1 200 ");
+    ensure!(is_same, "another answer than before: {}", String::from_utf8_lossy(answer));
     Ok(())
 }
 
