@@ -15,7 +15,7 @@ pub use self::{
     endpoint::{EndpointArgs, LimitArgs, ListenArgs, ManageAddresses, RolesInPath, SlowAnswer, Witness},
     metadata::{FirewallProgramArgs, MetadataArgs, MetadataFirewall},
     pods::{PodArgs, TokenArgs, WriteEvents},
-    process::{AdminSocketArgs, LogArgs, ProcessArgs},
+    process::{AdminSocketArgs, HandoverArgs, LogArgs, ProcessArgs},
     sts::{SessionArgs, StsArgs},
 };
 use rolecall_process::telemetry::LogFilter;
@@ -63,12 +63,14 @@ pub enum Command {
         #[command(flatten)]
         socket: AdminSocketArgs,
     },
-    /// Remove from the node what the daemon leaves on it: its addresses and the rules about the metadata service
+    /// Remove from the node what the daemon leaves on it: addresses, rules about the metadata service, the hand-over socket
     ///
     /// Run it after the daemon is gone for good: one that runs puts everything back. It may be run again.
     Cleanup {
         #[command(flatten)]
         listen: ListenArgs,
+        #[command(flatten)]
+        handover: HandoverArgs,
         #[command(flatten)]
         programs: FirewallProgramArgs,
         /// Once all is removed, wait for SIGTERM, as a pod of a DaemonSet has to
@@ -277,12 +279,15 @@ mod tests {
             panic!("not the log level")
         };
         assert_eq!(filter.as_str(), "debug");
-        let Some(Command::Cleanup { listen, programs, wait: false }) =
-            parse("cleanup --listen 169.254.170.2:80 --iptables iptables-legacy").unwrap().command
+        let Some(Command::Cleanup { listen, handover, programs, wait: false }) =
+            parse("cleanup --listen 169.254.170.2:80 --iptables iptables-legacy --handover-socket /h")
+                .unwrap()
+                .command
         else {
             panic!("not a cleanup")
         };
         assert_eq!(listen.listen, ["169.254.170.2:80".parse().unwrap()]);
+        assert_eq!(handover.handover_socket.as_deref(), Some(Path::new("/h")));
         assert_eq!(programs.iptables, Path::new("iptables-legacy"));
         assert!(matches!(
             parse("cleanup --wait").unwrap().command,

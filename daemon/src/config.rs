@@ -15,7 +15,7 @@ use url::Url;
 
 pub use self::proxy::{ProxyConfig, ProxyUrl};
 use crate::{
-    args::{FirewallProgramArgs, ListenArgs, RunArgs},
+    args::{FirewallProgramArgs, HandoverArgs, ListenArgs, RunArgs},
     credentials,
     exemptions::Exemption,
     node::{cleanup, firewall, taint::TaintKey},
@@ -118,9 +118,14 @@ impl TryFrom<RunArgs> for Config {
 
 /// What `cleanup` looks for.
 #[must_use]
-pub fn cleanup(listen: &ListenArgs, programs: FirewallProgramArgs) -> cleanup::Config {
+pub fn cleanup(
+    listen: &ListenArgs,
+    handover: HandoverArgs,
+    programs: FirewallProgramArgs,
+) -> cleanup::Config {
     cleanup::Config {
         addresses: check::addresses_to_put(&listen.listen),
+        handover_socket: check::handover_socket(handover),
         programs: check::programs(programs),
     }
 }

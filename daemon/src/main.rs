@@ -39,8 +39,8 @@ fn main() -> ExitCode {
     };
     let (question, socket) = match args.command {
         None => return run(args.run),
-        Some(Command::Cleanup { listen, programs, wait }) => {
-            return clean_up(config::cleanup(&listen, programs), wait);
+        Some(Command::Cleanup { listen, handover, programs, wait }) => {
+            return clean_up(config::cleanup(&listen, handover, programs), wait);
         }
         Some(Command::Probe { probe: Probe::Live, socket }) => (Question::Live, socket),
         Some(Command::Probe { probe: Probe::Ready, socket }) => (Question::Ready, socket),

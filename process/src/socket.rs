@@ -41,6 +41,46 @@ pub fn replace(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     put(path)
 }
 
+/// Removes the file of a socket on which nobody listens any more, and what a process that was killed while it made
+/// one has left beside it. Returns what was there.
+///
+/// # Errors
+/// When somebody listens there, when a file of another kind is there, or when it cannot be removed.
+pub fn remove_stale(path: &Path) -> io::Result<Vec<PathBuf>> {
+    check_free(path).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => io::Error::new(error.kind(), "a process still listens there; end it first"),
+        _other => error,
+    })?;
+    let mut removed = drafts(path)?;
+    removed.extend(fs::symlink_metadata(path).is_ok().then(|| path.to_owned()));
+    for path in &removed {
+        remove_if_there(path)?;
+    }
+    Ok(removed)
+}
+
+/// What [`put`] has made and did not come to rename.
+fn drafts(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Vec::new()) };
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut drafts = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let found = entry.file_name();
+        let end = found.as_encoded_bytes().strip_prefix(name.as_encoded_bytes());
+        let end = end.and_then(|end| end.strip_prefix(b"."));
+        let is_process = end.is_some_and(|end| !end.is_empty() && end.iter().all(u8::is_ascii_digit));
+        if is_process && entry.file_type()?.is_socket() {
+            drafts.push(entry.path());
+        }
+    }
+    Ok(drafts)
+}
+
 fn make_directory(path: &Path) -> io::Result<()> {
     let Some(directory) = path.parent() else { return Ok(()) };
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
@@ -189,6 +229,30 @@ mod tests {
         let (successor, _its_file) = replace(&path).unwrap();
         UnixStream::connect(&path).unwrap();
         successor.accept().unwrap();
+    }
+
+    #[test]
+    fn what_killed_processes_leave_is_removed_and_nothing_else() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("run/handover.sock");
+        assert_eq!(remove_stale(&path).unwrap(), [""; 0].map(PathBuf::from), "not even the directory");
+        let (listener, file) = bind(&path).unwrap();
+        file.leave();
+        let draft = dir.path().join("run/handover.sock.4711");
+        drop(UnixListener::bind(&draft).unwrap());
+        assert_eq!(remove_stale(&path).err().map(|error| error.kind()), Some(ErrorKind::AddrInUse));
+        assert!(path.exists() && draft.exists());
+
+        drop(listener);
+        let others = ["handover.sock.old", "handover.socket", "handover.sock.12"];
+        for name in others {
+            fs::write(dir.path().join("run").join(name), "mine").unwrap();
+        }
+        assert_eq!(remove_stale(&path).unwrap(), [draft, path.clone()]);
+        let mut left = names(path.parent().unwrap());
+        left.sort();
+        assert_eq!(left, ["handover.sock.12", "handover.sock.old", "handover.socket"]);
+        assert_eq!(remove_stale(&path).unwrap(), [""; 0].map(PathBuf::from));
     }
 
     #[test]

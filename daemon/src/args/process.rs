@@ -25,17 +25,8 @@ pub struct ProcessArgs {
     /// 0.0.0.0:9911. The metrics name no pod and hold no secret.
     #[arg(long, env = "ROLECALL_METRICS_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9911")]
     pub metrics_listen: ListenAddress,
-    /// Unix socket where the next daemon of this node takes over; off unless given
-    ///
-    /// A daemon that starts asks there for the listening sockets and the credentials of the one that serves, and no
-    /// request fails in between. All daemons of a node must share the directory, which root alone may enter.
-    #[arg(
-        long,
-        env = "ROLECALL_HANDOVER_SOCKET",
-        value_name = "FILE",
-        value_parser = OsStringValueParser::new().map(PathBuf::from)
-    )]
-    pub handover_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub handover: HandoverArgs,
     /// How long requests under way may take to end after SIGTERM
     ///
     /// Keep it below the pod's terminationGracePeriodSeconds, which is 30 unless set.
@@ -50,6 +41,21 @@ pub struct ProcessArgs {
     /// Check the settings, print those in force, and exit
     #[arg(long, env = "ROLECALL_CHECK_CONFIG", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     pub check_config: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct HandoverArgs {
+    /// Unix socket where the next daemon of this node takes over; off unless given
+    ///
+    /// A daemon that starts asks there for the listening sockets and the credentials of the one that serves, and no
+    /// request fails in between. All daemons of a node must share the directory, which root alone may enter.
+    #[arg(
+        long,
+        env = "ROLECALL_HANDOVER_SOCKET",
+        value_name = "FILE",
+        value_parser = OsStringValueParser::new().map(PathBuf::from)
+    )]
+    pub handover_socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]

@@ -17,9 +17,9 @@ pub(super) use self::sts::is_loopback;
 use super::{Config, ConfigError, KubernetesConfig, NodeConfig, ServerConfig, TokensConfig};
 use crate::{
     args::{
-        EndpointArgs, FirewallProgramArgs, LimitArgs, ManageAddresses, MetadataArgs, MetadataFirewall,
-        PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer, StsArgs, TokenArgs, Witness,
-        WriteEvents,
+        EndpointArgs, FirewallProgramArgs, HandoverArgs, LimitArgs, ManageAddresses, MetadataArgs,
+        MetadataFirewall, PodArgs, ProcessArgs, RolesInPath, RunArgs, SessionArgs, SlowAnswer, StsArgs,
+        TokenArgs, Witness, WriteEvents,
     },
     credentials::{self, SessionNameTemplate},
     exemptions::Exemption,
@@ -335,9 +335,13 @@ fn check_drain(checked: &mut Checked, deadline: Duration) -> Duration {
     deadline
 }
 
+/// A chart that sets every variable leaves this one empty.
+pub(super) fn handover_socket(args: HandoverArgs) -> Option<PathBuf> {
+    args.handover_socket.filter(|path| !path.as_os_str().is_empty())
+}
+
 fn check_handover(checked: &mut Checked, args: &ProcessArgs) -> Option<PathBuf> {
-    // A chart that sets every variable leaves this one empty.
-    let socket = args.handover_socket.clone().filter(|path| !path.as_os_str().is_empty())?;
+    let socket = handover_socket(args.handover.clone())?;
     checked.that(
         is_socket_path(&socket),
         "--handover-socket",

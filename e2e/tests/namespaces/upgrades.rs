@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    daemon::Surroundings,
+    daemon::{Surroundings, cleaned, cleanup as run_cleanup},
     network::{ENDPOINT, Link, Node, Pod, wait_until},
 };
 
@@ -62,6 +62,22 @@ pub fn without_a_failed_request() {
     });
     assert_eq!(surroundings.world.sts.call_count(), pods.len(), "{}", serving.log());
     assert_eq!(serving.metric("metadata_firewall_in_force"), 1.0);
+}
+
+pub fn cleanup() {
+    let (_node, surroundings) = (Node::new(), Surroundings::new());
+    let path = surroundings.path("handover/handover.sock");
+    let handover = format!("--handover-socket={}", path.display());
+    let mut daemon = surroundings.start(&[&handover]);
+    let while_it_runs = run_cleanup(&[&handover]);
+    assert!(!while_it_runs.status.success());
+    assert!(String::from_utf8_lossy(&while_it_runs.stderr).contains("still listens"), "{while_it_runs:?}");
+    daemon.kill();
+    assert!(path.exists(), "it stays");
+    let removed = cleaned(&[&handover]);
+    assert!(removed.contains(&format!("removed {}", path.display())), "{removed:?}");
+    assert!(!path.exists());
+    assert_eq!(cleaned(&[&handover]), ["nothing to remove"]);
 }
 
 /// Ends the loops of all when one of them fails.

@@ -18,6 +18,8 @@ securityContext:
     drop: [ALL]
     add: [NET_ADMIN, NET_RAW]
 volumeMounts:
+- name: handover
+  mountPath: /run/rolecall-handover
 - name: xtables-lock
   mountPath: /run/xtables.lock
 {{- end }}
