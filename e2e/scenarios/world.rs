@@ -29,9 +29,6 @@ pub(crate) const NAMESPACE: &str = "shop";
 /// The namespace of Rolecall.
 pub(crate) const ROLECALL: &str = "rolecall";
 
-/// The image of the daemon, as containerd names what has no registry.
-pub(crate) const DAEMON: &str = concat!("docker.io/library/rolecall-daemon:", env!("CARGO_PKG_VERSION"));
-
 /// The image of the probe.
 pub(crate) const PROBE: &str = "localhost/probe:1";
 
@@ -95,9 +92,23 @@ impl World {
         Ok(())
     }
 
+    /// Puts in the daemon's place what removes from each node what the daemon has left there, and waits for it.
+    pub(crate) async fn clean_up_nodes(&self) -> Result<()> {
+        self.kubectl(&["apply", "-k", &overlay("cleanup").display().to_string()])?;
+        let daemons: Api<DaemonSet> = Api::namespaced(self.client.clone(), ROLECALL);
+        wait_for(&daemons, "rolecall-daemon", is_rolled_out).await.with_context(|| self.state_of_rolecall())
+    }
+
     /// Removes what [`World::install`] has made, as `kubectl delete -k` does.
     pub(crate) fn uninstall(&self) -> Result<()> {
-        self.kubectl(&["delete", "--wait=true", "-k", &install_folder().display().to_string()]).map(drop)
+        self.kubectl(&[
+            "delete",
+            "--wait=true",
+            "--ignore-not-found",
+            "-k",
+            &overlay("install").display().to_string(),
+        ])
+        .map(drop)
     }
 
     /// Waits until every daemon and every replica of the shim is up to date and ready.
@@ -200,13 +211,14 @@ pub(crate) fn probe_image(folder: &Path, probe: &Path) -> Result<PathBuf> {
     Image { name: PROBE, root: &root, entrypoint: &["/probe"] }.write()
 }
 
-fn install_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/install")
+/// What adapts `deploy/` to this cluster.
+fn overlay(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name)
 }
 
 fn manifests() -> Result<String> {
     let mut command = kubectl()?;
-    command.arg("kustomize").arg(install_folder());
+    command.arg("kustomize").arg(overlay("install"));
     output(command)
 }
 
