@@ -102,9 +102,12 @@ image: ## Build the container images without pulling anything; IMAGE_PREFIX=regi
 # What the cluster runs is what is released: the images. What looks at it need not be fast.
 E2E = $(WITH_TOOLS); $(BIN)/rolecall-e2e
 
+# Pods of each race, of which there are four.
+RACE_PODS = 200
+
 .PHONY: e2e
-e2e: e2e-built ## Show everything on a real cluster of this machine, as root; SCENARIO=race for one
-	@$(E2E) run --images $(CARGO_TARGET_DIR)/image $(SCENARIO:%=--scenario %) $(if $(SCENARIO),,--docs docs)
+e2e: e2e-built ## Show everything on a real cluster of this machine, as root; SCENARIO=race for one, RACE_PODS=40
+	@$(E2E) run --images $(CARGO_TARGET_DIR)/image --race-pods $(RACE_PODS) $(SCENARIO:%=--scenario %) $(if $(SCENARIO),,--docs docs)
 	@$(E2E) traces
 
 # What fits into every change: all but what takes its time by nature.

@@ -42,8 +42,10 @@ This page is written by `make e2e`; its words are in `e2e/scenarios/docs.rs`.
 Each SDK runs unmodified in a pod of its own, with its own defaults for timeouts, retries and caches, and is told where to ask by what the shim injects.
 It calls `GetCallerIdentity`, and STS says that it is the role of its pod.
 The first call is made while STS takes 10 s to hand out credentials.
-The AWS CLI v2 and Ruby are those of Debian 12 (`apt install awscli ruby-aws-sdk-core`), old enough to know only the relative URI; a run on a machine without them leaves them out.
-Sessions last 150 s, and the daemon says 60 s less; it is *renewed* when a later call of the same client is signed with other credentials than the first.
+The relative URI is for SDKs that are too old to know the address of the full URI, or to read the token from a file.
+The AWS CLI v2 and Ruby are those of Debian 12 (`apt install awscli ruby-aws-sdk-core`); a run on a machine without them leaves them out.
+Sessions last 150 s, and the daemon says 60 s less; the same client goes on calling for 180 s, beyond the expiry of its first credentials, which STS refuses by then.
+It is *renewed* when no call fails and the last one is signed with other credentials than the first.
 
 ";
 

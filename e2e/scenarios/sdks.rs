@@ -22,8 +22,11 @@ const SLOW: Duration = Duration::from_secs(10);
 /// less.
 const SESSION_SECONDS: u64 = 150;
 
+/// How long a client goes on: its first credentials, which it got within this time, have expired then.
+const BEYOND: Duration = Duration::from_secs(SESSION_SECONDS + 30);
+
 /// How long a client may wait for other credentials than its first.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(BEYOND.as_secs() + 120);
 
 /// What became of one client.
 #[derive(Debug)]
@@ -72,7 +75,7 @@ async fn one(world: &World, client: &'static Client) -> Outcome {
 
 async fn answers(world: &World, client: &'static Client) -> Result<Vec<Answer>> {
     let pods = world.pods(NAMESPACE);
-    pods.create(&client.pod(&world.sts.url(), PATIENCE)?).await?;
+    pods.create(&client.pod(&world.sts.url(), PATIENCE, BEYOND)?).await?;
     let ended = pods.ended(client.name).await?;
     let text = ended.message.unwrap_or_default();
     ensure!(ended.exit_code == 0, "it ended with {}: {text}", ended.exit_code);

@@ -5,8 +5,10 @@
 //!
 //! - `credentials`: asks the default chain once.
 //! - `identity <endpoint>`: a first call of an application, `GetCallerIdentity` at that STS.
-//! - `refresh <endpoint> <seconds>`: the same call again and again by one client, until it signs with another key
-//!   than at first or the time is over; prints the first answer and the one that differed.
+//! - `refresh <endpoint> <seconds> [<beyond>]`: the same call again and again by one client, until it signs with
+//!   another key than at first or the time is over; prints the first answer and the one that differed. With `beyond`
+//!   it goes on for at least that many seconds, so that the first key has expired meanwhile; unless a call fails,
+//!   which differs too.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -43,34 +43,49 @@ enum Program {
     Boto3,
     AwsCli,
     DebianAwsCli,
+    OldBoto3,
     JavaScript,
+    OldJavaScript,
+    JavaScriptV2,
     Go,
     Java,
     Rust,
+    ObjectStore,
+    CommonRuntime,
     DebianRuby,
 }
 
-static CLIENTS: [Client; 8] = [
+static CLIENTS: [Client; 13] = [
     client("boto3", "Python, boto3", Program::Boto3),
+    client("boto3-old", "Python, an old boto3", Program::OldBoto3),
     client("aws-cli-v1", "AWS CLI v1", Program::AwsCli),
     client("aws-cli-v2", "AWS CLI v2", Program::DebianAwsCli),
     client("js-v3", "JavaScript v3", Program::JavaScript),
+    client("js-v3-old", "JavaScript v3, an old one", Program::OldJavaScript),
+    client("js-v2", "JavaScript v2", Program::JavaScriptV2),
     client("go-v2", "Go v2", Program::Go),
     client("java-v2", "Java v2", Program::Java),
     client("rust", "Rust, aws-config", Program::Rust),
+    client("object-store", "Rust, object_store", Program::ObjectStore),
+    client("awscrt", "Common Runtime (C++), awscrt", Program::CommonRuntime),
     client("ruby-v3", "Ruby v3", Program::DebianRuby),
 ];
 
 const fn client(name: &'static str, title: &'static str, program: Program) -> Client {
     let uri = match program {
-        // As old as the distribution has them: they do not know the address of the full URI.
-        Program::DebianAwsCli | Program::DebianRuby => Uri::Relative,
+        // Older than what they would have to know: the address of the full URI, or the file with the token.
+        Program::DebianAwsCli | Program::DebianRuby | Program::OldBoto3 | Program::OldJavaScript => {
+            Uri::Relative
+        }
         Program::Boto3
         | Program::AwsCli
         | Program::JavaScript
+        | Program::JavaScriptV2
         | Program::Go
         | Program::Java
-        | Program::Rust => Uri::Full,
+        | Program::Rust
+        | Program::ObjectStore
+        | Program::CommonRuntime => Uri::Full,
     };
     // Each call of a command line is a process, which fetches for itself.
     let keeps_credentials = !matches!(program, Program::AwsCli | Program::DebianAwsCli);
@@ -100,11 +115,12 @@ pub(crate) fn machine_image(folder: &Path) -> Result<PathBuf> {
 }
 
 impl Client {
-    /// The pod that calls the STS at `endpoint`.
-    pub(crate) fn pod(&self, endpoint: &str, patience: Duration) -> Result<Value> {
+    /// The pod that calls the STS at `endpoint`, and goes on `beyond` this time where it keeps credentials.
+    pub(crate) fn pod(&self, endpoint: &str, patience: Duration, beyond: Duration) -> Result<Value> {
         let mut words = self.program.words()?;
         if self.keeps_credentials {
-            words.extend(["refresh".into(), endpoint.into(), patience.as_secs().to_string()]);
+            words.extend(["refresh".into(), endpoint.into()]);
+            words.extend([patience, beyond].map(|time| time.as_secs().to_string()));
         } else {
             words.extend(
                 ["sts", "get-caller-identity", "--output", "json", "--endpoint-url"].map(String::from),
@@ -132,8 +148,8 @@ impl Client {
             json!({"name": "AWS_REGION", "value": "us-east-1"}),
             json!({"name": "AWS_DEFAULT_REGION", "value": "us-east-1"}),
         ];
-        if self.program == Program::JavaScript {
-            variables.push(json!({"name": "ROLECALL_NODE_MODULES", "value": tool("node")?}));
+        if let Some((name, folder)) = self.program.packages()? {
+            variables.push(json!({"name": name, "value": folder}));
         }
         let annotations = match self.uri {
             Uri::Full => json!({}),
@@ -183,9 +199,17 @@ impl Client {
                 let line = said(Command::new("/usr/bin/aws").arg("--version"))?;
                 Ok(after(&line, "aws-cli/", ' ')?.to_owned())
             }
+            Program::OldBoto3 => package_version("scripts/sdk-python/boto3.txt", "boto3==", ' '),
+            Program::CommonRuntime => package_version("scripts/sdk-python/awscrt.txt", "awscrt==", ' '),
             Program::JavaScript => {
-                let file = tool("node")?.join("@aws-sdk/client-sts/package.json");
-                Ok(after(&std::fs::read_to_string(file)?, "\"version\": \"", '"')?.to_owned())
+                package_version("scripts/node/package.json", "\"@aws-sdk/client-sts\": \"", '"')
+            }
+            Program::OldJavaScript => {
+                package_version("scripts/sdk-node/package.json", "\"@aws-sdk/client-sts\": \"", '"')
+            }
+            Program::JavaScriptV2 => package_version("scripts/sdk-node/package.json", "\"aws-sdk\": \"", '"'),
+            Program::ObjectStore => {
+                package_version("e2e/sdk/object-store/Cargo.toml", "object_store = { version = \"=", '"')
             }
             Program::Go => {
                 Ok(after(include_str!("../../sdk/go/go.mod"), "aws-sdk-go-v2 v", '\n')?.to_owned())
@@ -214,24 +238,55 @@ impl Program {
         match self {
             Self::DebianAwsCli => Path::new("/usr/lib/python3/dist-packages/awscli").exists(),
             Self::DebianRuby => Path::new("/usr/share/rubygems-integration").exists(),
-            Self::Boto3 | Self::AwsCli | Self::JavaScript | Self::Go | Self::Java | Self::Rust => true,
+            Self::Boto3
+            | Self::OldBoto3
+            | Self::AwsCli
+            | Self::JavaScript
+            | Self::OldJavaScript
+            | Self::JavaScriptV2
+            | Self::Go
+            | Self::Java
+            | Self::Rust
+            | Self::ObjectStore
+            | Self::CommonRuntime => true,
         }
+    }
+
+    /// The variable that says where its packages are, of programs that would not find them.
+    fn packages(self) -> Result<Option<(&'static str, PathBuf)>> {
+        Ok(Some(match self {
+            Self::JavaScript => ("ROLECALL_NODE_MODULES", tool("node")?),
+            Self::OldJavaScript | Self::JavaScriptV2 => ("ROLECALL_NODE_MODULES", tool("sdk-node")?),
+            Self::OldBoto3 => ("PYTHONPATH", tool("sdk-python")?.join("boto3")),
+            Self::CommonRuntime => ("PYTHONPATH", tool("sdk-python")?.join("awscrt")),
+            Self::Boto3
+            | Self::AwsCli
+            | Self::DebianAwsCli
+            | Self::Go
+            | Self::Java
+            | Self::Rust
+            | Self::ObjectStore
+            | Self::DebianRuby => return Ok(None),
+        }))
     }
 
     fn words(self) -> Result<Vec<String>> {
         let script = |name: &str| sources().join(name).display().to_string();
         let path = |path: PathBuf| path.display().to_string();
         Ok(match self {
-            Self::Boto3 => vec![path(tool("python")?), script("boto3_client.py")],
+            Self::Boto3 | Self::OldBoto3 => vec![path(tool("python")?), script("boto3_client.py")],
+            Self::CommonRuntime => vec![path(tool("python")?), script("awscrt_client.py")],
             Self::AwsCli => vec![path(tool("python")?), "-m".into(), "awscli".into()],
             Self::DebianAwsCli => vec!["/usr/bin/aws".into()],
-            Self::JavaScript => vec!["node".into(), script("js_v3_client.mjs")],
+            Self::JavaScript | Self::OldJavaScript => vec!["node".into(), script("js_v3_client.mjs")],
+            Self::JavaScriptV2 => vec!["node".into(), script("js_v2_client.cjs")],
             Self::Go => vec![path(tool("sdk-go")?.join("client"))],
             Self::Java => {
                 let folder = path(tool("sdk-java")?);
                 vec!["java".into(), "-cp".into(), format!("{folder}:{folder}/lib/*"), "Client".into()]
             }
             Self::Rust => vec![path(rust_client()?)],
+            Self::ObjectStore => vec![path(tool("sdk-object-store")?.join("client"))],
             Self::DebianRuby => vec!["ruby".into(), script("ruby_client.rb")],
         })
     }
@@ -258,6 +313,9 @@ fn folders() -> Result<Vec<PathBuf>> {
         tool("node")?.parent().context("the packages are in a folder")?.to_owned(),
         tool("sdk-go")?,
         tool("sdk-java")?,
+        tool("sdk-node")?.parent().context("the packages are in a folder")?.to_owned(),
+        tool("sdk-python")?,
+        tool("sdk-object-store")?,
         rust.parent().context("the client is in a folder")?.to_owned(),
     ];
     // Debian's Java has its settings there.
@@ -284,6 +342,13 @@ fn rust_client() -> Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name("rust-sdk-client");
     ensure!(path.exists(), "{} is missing: cargo build -p rolecall-e2e --bins", path.display());
     Ok(path)
+}
+
+/// What a file of this repository pins.
+fn package_version(file: &str, start: &str, end: char) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok(after(&text, start, end)?.to_owned())
 }
 
 fn said(command: &mut Command) -> Result<String> {

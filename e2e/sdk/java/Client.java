@@ -24,16 +24,19 @@ public final class Client {
   public static void main(String[] arguments) throws InterruptedException {
     URI endpoint = URI.create(arguments[1]);
     StsClient[] client = new StsClient[1];
+    long started = System.nanoTime();
     Answer first = answer(client, endpoint);
     first.print();
     if (!arguments[0].equals("refresh") || first.error() != null) {
       return;
     }
-    long deadline = System.nanoTime() + (long) (Double.parseDouble(arguments[2]) * 1e9);
-    while (System.nanoTime() < deadline) {
+    double seconds = Double.parseDouble(arguments[2]);
+    double beyond = 3 < arguments.length ? Double.parseDouble(arguments[3]) : 0;
+    while ((System.nanoTime() - started) / 1e9 < seconds) {
       Thread.sleep(100);
       Answer next = answer(client, endpoint);
-      if (!first.accessKeyId().equals(next.accessKeyId())) {
+      boolean enough = beyond <= (System.nanoTime() - started) / 1e9;
+      if (next.error() != null || enough && !first.accessKeyId().equals(next.accessKeyId())) {
         next.print();
         return;
       }
