@@ -96,6 +96,17 @@ impl Names {
     }
 }
 
+impl Pair {
+    /// Whether the key is the one of the certificate, which says `facts`.
+    #[must_use]
+    pub fn fits(&self, facts: &Facts) -> bool {
+        let Ok(key) = KeyPair::from_pem(&self.key) else { return false };
+        parse_x509_certificate(&facts.der).is_ok_and(|(_, certificate)| {
+            *certificate.public_key().subject_public_key.data == *key.public_key_raw()
+        })
+    }
+}
+
 impl fmt::Debug for Pair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Pair(…)")

@@ -52,6 +52,8 @@ pub enum StoredError {
         #[source]
         source: ReadError,
     },
+    #[error("the key {key} is not the one of its certificate")]
+    OtherKey { key: &'static str },
     #[error("tls.crt was not signed by ca.crt")]
     OtherIssuer,
 }
@@ -75,7 +77,7 @@ impl Stored {
     /// Reads the `data` of the Secret, value by value through `get`.
     ///
     /// # Errors
-    /// When a part is missing or broken, or the parts do not belong together.
+    /// When a part is missing or broken, or the parts, keys included, do not belong together.
     pub fn read<'a>(get: impl Fn(&str) -> Option<&'a [u8]>) -> Result<Self, StoredError> {
         let text = |key: &'static str| {
             let bytes = get(key).filter(|bytes| !bytes.is_empty()).ok_or(StoredError::Missing { key })?;
@@ -83,7 +85,10 @@ impl Stored {
         };
         let pair = |(certificate, key): (&'static str, &'static str)| {
             let pair = Pair { certificate: text(certificate)?, key: text(key)? };
-            Read::new(pair).map_err(|source| StoredError::Certificate { key: certificate, source })
+            let read =
+                Read::new(pair).map_err(|source| StoredError::Certificate { key: certificate, source })?;
+            // With another one nothing could be served or signed, until the certificate is made anew.
+            if read.pair.fits(&read.facts) { Ok(read) } else { Err(StoredError::OtherKey { key }) }
         };
         let is_there = |key: &str| get(key).is_some_and(|bytes| !bytes.is_empty());
         let previous = || {
