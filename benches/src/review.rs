@@ -1,8 +1,12 @@
 //! What a decision of the shim costs: from the bytes of a review to the bytes of its answer.
 
-use std::{collections::BTreeMap, hint::black_box, time::Instant};
+use std::{collections::BTreeMap, hint::black_box, time::Duration};
 
 use anyhow::{Result, anyhow};
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike,
+};
 use rolecall_shim::{
     binding::{ServiceAccountFacts, Sources, bind},
     config_map::ConfigMapBindings,
@@ -17,7 +21,8 @@ use crate::report::Report;
 
 const ROUNDS: u32 = 2_000;
 
-/// Prints the time of one review of a pod with 20 containers, on one thread that does nothing else.
+/// Prints the CPU time of one review of a pod with 20 containers, on one thread that does nothing else. What others take
+/// of the machine meanwhile does not count.
 pub(crate) fn run(report: &mut Report) -> Result<()> {
     let containers: Vec<_> = (0..20)
         .map(|n| {
@@ -42,7 +47,7 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
     let facts = ServiceAccountFacts { annotations: BTreeMap::from([role]) };
     let (config_map, identities, policy) =
         (ConfigMapBindings::default(), Identities::default(), Policy::default());
-    let began = Instant::now();
+    let began = cpu_time()?;
     let mut answer = Vec::new();
     for _ in 0..ROUNDS {
         let review = review::parse(black_box(&body)).map_err(|error| anyhow!("{error}"))?;
@@ -52,14 +57,21 @@ pub(crate) fn run(report: &mut Report) -> Result<()> {
         let mutation = mutate(review.pod_json(), review.namespace(), &decision, &policy, review.seed());
         answer = black_box(review.answer(&mutation));
     }
-    let each = began.elapsed() / ROUNDS;
+    let each = cpu_time()?.saturating_sub(began) / ROUNDS;
     report.goal(
         "the shim's decision on a pod with 20 containers",
-        "under 1 ms".to_owned(),
+        "under 1 ms of CPU".to_owned(),
         format!("{} µs", each.as_micros()),
         each.as_millis() < 1,
     );
     let size = format!("{} bytes of review in, {} bytes of answer out.\n", body.len(), answer.len());
     report.section("mutate: a decision of the shim", size);
     Ok(())
+}
+
+/// CPU time that this thread has used.
+fn cpu_time() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let used = usage.user_time() + usage.system_time();
+    Ok(Duration::from_micros(u64::try_from(used.num_microseconds())?))
 }
