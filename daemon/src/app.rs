@@ -300,11 +300,10 @@ impl App {
         };
         let listeners = sockets.try_clone().map_err(StartError::Listeners)?;
 
-        if let Some(estate) = estate {
+        let link = estate.map(|estate| {
             credentials.adopt(estate.inherited, estate.predecessor, good_here.clone());
-            let link = estate.link.run(credentials.clone(), good_here, tasks.clone());
-            tasks.spawn("the daemon before", link);
-        }
+            estate.link.run(credentials.clone(), good_here, tasks.clone())
+        });
         tasks.spawn_essential("credentials", worker.run(std::future::pending()));
         if let Some(firewall) = firewall {
             let (exempt, exempt_now) = watch::channel(None);
@@ -329,12 +328,15 @@ impl App {
         let (admin_address, metrics_address) = (sockets.doors.address(), sockets.doors.metrics_address());
         admin.open(sockets.doors);
         drop(bound_latch);
+        if let Some(link) = link {
+            tasks.spawn("the daemon before", link);
+        }
 
         if let Some((listener, file)) = handover {
             if let Err(error) = mark.clear() {
                 tracing::warn!(%error, "take away the mark of a former hand-over");
             }
-            let giver = Giver { credentials, listeners, origin, metrics: handover_metrics };
+            let giver = Giver { credentials, listeners, origin, mark, metrics: handover_metrics };
             let (serving, close_tcp) = (serving.clone(), admin.tcp_closer());
             let (duty, handed_over) = (duty.beginner(), handed_over.beginner());
             let on_handed_over = move || {
@@ -342,9 +344,6 @@ impl App {
                 duty.begin();
                 close_tcp();
                 serving.broken("handed over to the next daemon; it waits to be stopped");
-                if let Err(error) = mark.set() {
-                    tracing::warn!(%error, "mark this pod as one that has handed over");
-                }
             };
             tasks.spawn("hand-over", giver.run(listener, file, on_duty, on_handed_over));
         }

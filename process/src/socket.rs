@@ -107,6 +107,12 @@ impl SocketFile {
         &self.path
     }
 
+    /// Whether the file is the one that was put there.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.id.is_some() && id_of(&self.path).ok() == self.id
+    }
+
     /// Leaves the file to whoever comes after, who puts another in its place.
     pub fn leave(mut self) {
         self.id = None;
@@ -157,7 +163,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.id.is_some() && id_of(&self.path).ok() == self.id {
+        if self.is_in_place() {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -226,9 +232,11 @@ mod tests {
         let (_listener, file) = bind(&path).unwrap();
         file.leave();
         assert!(path.exists());
-        let (successor, _its_file) = replace(&path).unwrap();
+        let (successor, its_file) = replace(&path).unwrap();
         UnixStream::connect(&path).unwrap();
         successor.accept().unwrap();
+        let (_next, _file_of_next) = replace(&path).unwrap();
+        assert!(!its_file.is_in_place());
     }
 
     #[test]

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use rolecall_process::{drain::Watch, socket::SocketFile, telemetry::chain};
+use rolecall_process::{
+    drain::Watch,
+    socket::{self, SocketFile},
+    telemetry::chain,
+};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
@@ -22,6 +26,8 @@ use super::{
     memory,
     message::{Door, Message, Origin},
     metrics::{Metrics, Result as Counted},
+    stepped_down::SteppedDown,
+    taker::lives_on,
 };
 use crate::credentials::CredentialManager;
 
@@ -36,6 +42,8 @@ pub struct Giver {
     pub credentials: CredentialManager,
     pub listeners: Vec<(Door, TcpListener)>,
     pub origin: Origin,
+    /// Set from the moment that the other may serve.
+    pub mark: SteppedDown,
     pub metrics: Metrics,
 }
 
@@ -56,8 +64,8 @@ impl Giver {
     /// that nothing is accepted any more, and helps the other until it is gone.
     pub async fn run(
         self,
-        listener: UnixListener,
-        file: SocketFile,
+        mut listener: UnixListener,
+        mut file: SocketFile,
         drain: Watch,
         on_handed_over: impl FnOnce(),
     ) {
@@ -69,7 +77,11 @@ impl Giver {
             match accepted {
                 Ok((stream, _)) => match self.meet(stream, &drain).await {
                     Some(meeting) => break meeting,
-                    None => continue,
+                    None => {
+                        if let Some(anew) = listen_anew(&file).await {
+                            (listener, file) = anew;
+                        }
+                    }
                 },
                 Err(error) => {
                     tracing::warn!(%error, "accept a daemon that would take over");
@@ -102,7 +114,7 @@ impl Giver {
         };
         let until = Instant::now() + STEP_WITHIN;
         let mut meeting = Meeting { giver: self, reader, writer, state: State::Met, until, successor: None };
-        while meeting.state != State::Released {
+        while meeting.state != State::Retired {
             if let Err(error) = meeting.go_on(drain).await {
                 tracing::warn!(error = %chain(&error), "cannot hand over; serving on");
                 meeting.happens(Event::Closed).await;
@@ -130,11 +142,12 @@ impl Meeting<'_> {
                 None => self.happens(Event::Closed).await,
             },
             Some(message) = passed_on => self.writer.send(&message, &[]).await?,
-            () = sleep_until(self.until) => {
+            () = sleep_until(self.until), if self.state != State::Released => {
                 tracing::warn!("the daemon that would take over does not go on; serving on");
                 self.happens(Event::GaveUp).await;
             }
-            () = drain.begun() => self.happens(Event::GaveUp).await,
+            // Later on the other goes on better with what it asked for.
+            () = drain.begun(), if self.state == State::Met => self.happens(Event::GaveUp).await,
         }
         Ok(())
     }
@@ -158,11 +171,20 @@ impl Meeting<'_> {
                     tracing::warn!(error = %chain(&error), "cannot offer to hand over");
                     Event::Closed
                 }),
-                Step::Release => Some(match self.writer.send(&Message::Release, &[]).await {
-                    Ok(()) => Event::Sent,
-                    Err(_) => Event::Closed,
-                }),
+                Step::Release => {
+                    // Were it set later, a crash in between would let this pod take over back.
+                    if let Err(error) = self.giver.mark.set() {
+                        tracing::warn!(%error, "mark this pod as one that has handed over");
+                    }
+                    Some(match self.writer.send(&Message::Release, &[]).await {
+                        Ok(()) => Event::Sent,
+                        Err(_) => Event::Closed,
+                    })
+                }
                 Step::ServeOn => {
+                    if let Err(error) = self.giver.mark.clear() {
+                        tracing::warn!(%error, "take away the mark of a hand-over that did not come about");
+                    }
                     self.giver.credentials.thaw();
                     if let Some((successor, _)) = self.successor.take() {
                         successor.is_gone();
@@ -195,6 +217,16 @@ impl Meeting<'_> {
     }
 }
 
+/// Listens again at the place of `file`, where a daemon that died just before it served had put its own socket.
+async fn listen_anew(file: &SocketFile) -> Option<(UnixListener, SocketFile)> {
+    if file.is_in_place() || lives_on(file.path()).await {
+        return None;
+    }
+    let listening = socket::replace(file.path())
+        .and_then(|(listener, file)| Ok((UnixListener::from_std(listener)?, file)));
+    listening.inspect_err(|error| tracing::error!(%error, "the next daemon will start cold")).ok()
+}
+
 /// Tells the daemon that serves now how exchanges of ours end, and asks it for what is still waited for here.
 async fn help(
     successor: &Successor,
@@ -205,7 +237,7 @@ async fn help(
 ) {
     let receive = async {
         while let Ok(Some(message)) = reader.receive().await {
-            match (step(State::Released, Event::Received(&message), origin).1, message) {
+            match (step(State::Retired, Event::Received(&message), origin).1, message) {
                 (Step::TakeGiven, Message::Given { id, outcome }) => successor.given(id, outcome),
                 _other_step => return,
             }

@@ -11,8 +11,10 @@ pub(super) enum State {
     Offered,
     /// The other has it all, and is about to be told that it serves.
     Releasing,
-    /// The other serves.
+    /// The other was told to serve, and has not said yet that it does. Both accept; no exchange is begun here.
     Released,
+    /// The other serves.
+    Retired,
     /// The connection is over.
     Ended,
 }
@@ -20,7 +22,7 @@ pub(super) enum State {
 /// What happens.
 pub(super) enum Event<'a> {
     Received(&'a Message),
-    /// The last message has left for a process that is there.
+    /// The last message has left.
     Sent,
     /// The connection is over, however.
     Closed,
@@ -66,15 +68,17 @@ pub(super) fn step(state: State, event: Event<'_>, origin: &Origin) -> (State, S
             (State::Offered, Step::Offer { has_cache: theirs == origin })
         }
         (State::Offered, Event::Received(Message::Commit)) => (State::Releasing, Step::Release),
-        // Only a process that is there takes bytes: until then the sockets are served here.
-        (State::Releasing, Event::Sent) => (State::Released, Step::Retire),
-        (State::Released, Event::Received(Message::Given { .. })) => (State::Released, Step::TakeGiven),
-        (State::Released, Event::Closed | Event::GaveUp | Event::Received(_)) => (State::Ended, Step::End),
+        (State::Releasing, Event::Sent) => (State::Released, Step::Wait),
+        // It could die or stop before it does what it was told: until it says so, connections are accepted here too.
+        (State::Released, Event::Received(Message::Serving)) => (State::Retired, Step::Retire),
+        // It may make exchanges by now, however slow it is.
+        (State::Released, Event::GaveUp) => (State::Released, Step::Wait),
+        (State::Retired, Event::Received(Message::Given { .. })) => (State::Retired, Step::TakeGiven),
+        (State::Retired, Event::Closed | Event::GaveUp | Event::Received(_)) => (State::Ended, Step::End),
         (State::Met, Event::Received(_) | Event::Closed | Event::GaveUp) => (State::Ended, Step::End),
-        (State::Offered | State::Releasing, Event::Received(_) | Event::Closed | Event::GaveUp) => {
-            (State::Ended, Step::ServeOn)
-        }
-        (State::Met | State::Offered | State::Released, Event::Sent) => (state, Step::Wait),
+        (State::Offered | State::Releasing, Event::Received(_) | Event::Closed | Event::GaveUp)
+        | (State::Released, Event::Received(_) | Event::Closed) => (State::Ended, Step::ServeOn),
+        (State::Met | State::Offered | State::Released | State::Retired, Event::Sent) => (state, Step::Wait),
         (State::Ended, _) => (State::Ended, Step::Wait),
     }
 }

@@ -26,8 +26,10 @@ pub(super) enum Message {
     Offer { version: String, doors: Vec<Door>, has_cache: bool },
     /// new: I have it all and serve as soon as you say so.
     Commit,
-    /// old: serve. I take no connection any more.
+    /// old: serve. I make no exchange any more, and take no connection once you say that you do.
     Release,
+    /// new: I serve.
+    Serving,
     /// old: an exchange has ended that was under way when I offered; without an outcome, it is yours to make.
     Ended { key: WireKey, outcome: Option<WireOutcome> },
     /// old: a request waits here for these credentials.

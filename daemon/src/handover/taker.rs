@@ -1,9 +1,16 @@
 //! Takes over from the daemon that serves: the edge around the steps of `taking`.
 
-use std::{io::ErrorKind, net::TcpListener, path::Path, sync::Arc, time::Duration};
+use std::{
+    io::{self, ErrorKind},
+    net::TcpListener,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use rolecall_process::{drain::Tasks, telemetry::chain};
 use tokio::{
+    io::AsyncReadExt,
     net::UnixStream,
     sync::mpsc::unbounded_channel,
     time::{sleep, timeout},
@@ -21,6 +28,9 @@ use crate::credentials::{Counterpart, CredentialKey, CredentialManager, Inherite
 
 /// Longest time from one step to the next.
 const STEP_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a connection stays open that nobody will accept: a process that dies is gone long before.
+const LOOK_FOR: Duration = Duration::from_secs(1);
 
 /// How long the other may wait for credentials here before it has to ask again: as long as a request waits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -85,11 +95,9 @@ pub async fn is_somebody_there(path: &Path) -> bool {
 
 /// Asks whoever serves at `path` to hand over.
 pub async fn ask(path: &Path, origin: &Origin) -> Asked {
-    let stream = match UnixStream::connect(path).await {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-            return Asked::Nobody;
-        }
+    let stream = match connect(path).await {
+        Ok(Some(stream)) => stream,
+        Ok(None) => return Asked::Nobody,
         Err(error) => return Asked::NotGiven(Error::from(error).into()),
     };
     match timeout(STEP_WITHIN, hear_offer(stream, origin)).await {
@@ -97,6 +105,29 @@ pub async fn ask(path: &Path, origin: &Origin) -> Asked {
         Ok(Err(why)) => Asked::NotGiven(why),
         Err(_) => Asked::NotGiven(NotGiven::Silent),
     }
+}
+
+/// `None` where nobody listens.
+async fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
+    match UnixStream::connect(path).await {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the daemon that has closed a connection lives.
+///
+/// A process that dies closes one file after another: for a moment it can still be connected to although nobody will
+/// accept that, and the connection ends when the listening socket does. One that lives waits for what is said.
+pub(super) async fn lives_on(path: &Path) -> bool {
+    let is_gone = async {
+        while let Ok(Some(mut stream)) = connect(path).await {
+            let _ = stream.read(&mut [0]).await;
+        }
+        connect(path).await.is_ok_and(|stream| stream.is_none())
+    };
+    !timeout(LOOK_FOR, is_gone).await.unwrap_or(false)
 }
 
 async fn hear_offer(stream: UnixStream, origin: &Origin) -> Result<Offer, NotGiven> {
@@ -142,9 +173,7 @@ impl Offer {
                     Ok(()) => self.receive().await,
                     Err(_) => Err(Event::Closed),
                 },
-                Step::Look => {
-                    Err(if is_somebody_there(path).await { Event::OtherLives } else { Event::OtherIsGone })
-                }
+                Step::Look => Err(if lives_on(path).await { Event::OtherLives } else { Event::OtherIsGone }),
                 Step::Wait | Step::Adopt | Step::Note => self.receive().await,
             };
             step = match received {
@@ -183,6 +212,7 @@ impl Offer {
             | Message::Offer { .. }
             | Message::Commit
             | Message::Release
+            | Message::Serving
             | Message::Given { .. } => {}
         }
     }
@@ -195,8 +225,8 @@ impl Offer {
 }
 
 impl Link {
-    /// Hears of the other's exchanges, and answers what it wants, until it ends. `wanted` makes the request for a
-    /// key that is good here as well.
+    /// Tells the other that connections are accepted here, which is to be so by now; then hears of its exchanges,
+    /// and answers what it wants, until it ends. `wanted` makes the request for a key that is good here as well.
     pub async fn run(
         self,
         credentials: CredentialManager,
@@ -204,6 +234,8 @@ impl Link {
         tasks: Tasks,
     ) {
         let Self { mut reader, mut writer, predecessor, wants } = self;
+        // Where the other is gone, reading says so.
+        let _ = writer.send(&Message::Serving, &[]).await;
         let (answer, mut answers) = unbounded_channel();
         let want = |id, key: &WireKey| {
             let request = key.read().and_then(|key| wanted(&key).filter(|request| request.key == key));

@@ -15,6 +15,7 @@ enum Said {
     Offer,
     Commit,
     Release,
+    Serving,
     Refuse,
 }
 
@@ -35,8 +36,8 @@ struct Two {
     old_accepts: bool,
     old_is_frozen: bool,
     new_accepts: bool,
-    /// The new one has been told to serve, or had died just before it could hear it.
-    was_released: bool,
+    /// The new one has served, whatever became of it.
+    has_served: bool,
     new_gave_up: bool,
 }
 
@@ -79,6 +80,7 @@ impl Said {
             Self::Offer => Message::Offer { version, doors: Vec::new(), has_cache: true },
             Self::Commit => Message::Commit,
             Self::Release => Message::Release,
+            Self::Serving => Message::Serving,
             Self::Refuse => Message::Refuse { reason: String::new() },
         }
     }
@@ -94,7 +96,7 @@ impl Two {
             old_accepts: true,
             old_is_frozen: false,
             new_accepts: false,
-            was_released: false,
+            has_served: false,
             new_gave_up: false,
         }
     }
@@ -167,10 +169,7 @@ impl Two {
                 self.old_does(giving::Event::Sent);
             }
             giving::Step::Release => self.old_does(giving::Event::Closed),
-            giving::Step::Retire => {
-                self.was_released = true;
-                self.old_accepts = false;
-            }
+            giving::Step::Retire => self.old_accepts = false,
             giving::Step::ServeOn => {
                 self.old_is_frozen = false;
                 self.old.is_connected = false;
@@ -188,15 +187,22 @@ impl Two {
                 self.old.inbox.push(Said::Commit);
             }
             taking::Step::Commit => self.new_does(taking::Event::Closed),
-            taking::Step::Serve => self.new_accepts = true,
+            taking::Step::Serve => {
+                self.new_accepts = true;
+                self.has_served = true;
+                if self.old.is_alive && self.old.is_connected {
+                    self.old.inbox.push(Said::Serving);
+                }
+            }
             taking::Step::StartOver => self.new.is_connected = false,
         }
     }
 
     fn check_always(&self) {
-        let (old, new) = (self.old.is_alive && self.old_accepts, self.new.is_alive && self.new_accepts);
-        assert!(!(old && new), "both accept: {self:?}");
-        assert!(!self.new_accepts || !self.old_accepts || !self.old.is_alive, "{self:?}");
+        let new_exchanges = self.new.is_alive && self.new_accepts;
+        let old_exchanges = self.old.is_alive && !self.old_is_frozen;
+        assert!(!(old_exchanges && new_exchanges), "both make exchanges: {self:?}");
+        assert!(self.old_accepts || self.has_served, "nobody accepts: {self:?}");
     }
 
     /// Once nothing happens any more but a death.
@@ -205,10 +211,11 @@ impl Two {
         let new_serves = self.new.is_alive && self.new_accepts;
         // A new daemon that took nothing asks again, and binds where nobody is.
         let new_begins_anew = self.new.is_alive && self.new.state == taking::State::Ended;
-        assert!(!old_serves || !self.old_is_frozen, "nobody makes exchanges: {self:?}");
+        assert!(!old_serves || !self.old_is_frozen || new_serves, "nobody makes exchanges: {self:?}");
+        assert!(!(old_serves && new_serves), "{self:?}");
         match (self.old.is_alive, self.new.is_alive) {
             (false, false) => {}
-            (true, false) => assert!(old_serves || self.was_released, "{self:?}"),
+            (true, false) => assert!(old_serves || self.has_served, "{self:?}"),
             (false, true) => assert!(new_serves || new_begins_anew, "{self:?}"),
             (true, true) => {
                 assert!(old_serves || new_serves || (new_begins_anew && self.new_gave_up), "{self:?}");
@@ -244,6 +251,8 @@ fn whoever_dies_or_is_slow_at_whatever_step_one_healthy_daemon_is_left() {
 fn undisturbed_the_new_daemon_serves_and_the_old_one_does_not() {
     let acts = [Act::OldReceives, Act::NewReceives, Act::NewAdopts, Act::OldReceives, Act::NewReceives];
     let two = acts.into_iter().fold(Two::met(), |two, act| two.after(act).unwrap());
+    assert!(two.new_accepts && two.old_accepts, "{two:?}");
+    let two = two.after(Act::OldReceives).unwrap();
     assert!(two.new_accepts && !two.old_accepts, "{two:?}");
 }
 

@@ -22,9 +22,11 @@ enum Dies {
     Offered,
     /// Has said that it is ready to serve.
     Committed,
+    /// Was told to serve, listens for the next daemon, and does not serve yet.
+    Released,
 }
 
-const NEW_DIES: [Dies; 4] = [Dies::Silent, Dies::Asking, Dies::Offered, Dies::Committed];
+const NEW_DIES: [Dies; 5] = [Dies::Silent, Dies::Asking, Dies::Offered, Dies::Committed, Dies::Released];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whenever_the_new_daemon_dies_the_old_one_serves_on_and_the_next_takes_over() {
@@ -34,9 +36,10 @@ async fn whenever_the_new_daemon_dies_the_old_one_serves_on_and_the_next_takes_o
     let mut serving = node.start(&[]).await;
     node.warm(&pods).await;
     let load = Load::start(node.endpoint, &tokens, Patience::None);
-    for round in 0..24 {
+    for round in 0..25 {
         let dies = NEW_DIES[round % NEW_DIES.len()];
         let mut new = Peer::connect(&node.handover_socket());
+        let mut its_own = None;
         match dies {
             Dies::Silent => {}
             Dies::Asking => new.say_hello(1),
@@ -51,14 +54,27 @@ async fn whenever_the_new_daemon_dies_the_old_one_serves_on_and_the_next_takes_o
                 serving.process.signal(Signal::SIGSTOP).unwrap();
                 new.say(&json!("Commit"));
             }
+            Dies::Released => {
+                new.say_hello(1);
+                assert!(new.hear().unwrap()["Offer"].is_object());
+                new.say(&json!("Commit"));
+                assert_eq!(new.hear(), Some(json!("Release")));
+                let draft = node.scratch.path().join("handover/draft");
+                its_own = Some(UnixListener::bind(&draft).unwrap());
+                std::fs::rename(draft, node.handover_socket()).unwrap();
+                // However long it takes, somebody accepts.
+                load.wait_for(32).await;
+            }
         }
+        // In the order in which the kernel closes the files of a process that dies.
         drop(new);
+        drop(its_own);
         if dies == Dies::Committed {
             serving.process.signal(Signal::SIGCONT).unwrap();
         }
         load.wait_for(8).await;
         assert!(serving.is_ready().await, "{dies:?}\n{}", serving.process.logs());
-        if round % 4 == 3 {
+        if dies == Dies::Released {
             let next = node.start(&[]).await;
             assert!(next.process.logs().contains("took over from the daemon before"), "{dies:?}");
             serving.stop().await;
@@ -75,7 +91,7 @@ async fn when_the_old_daemon_dies_with_the_sockets_shared_the_new_one_serves_on_
     let node = Node::new().await;
     let pods = [node.pod("orders")];
     std::fs::create_dir(node.handover_socket().parent().unwrap()).unwrap();
-    for commits in [false, true] {
+    for (commits, dies_slowly) in [(false, false), (true, false), (true, true)] {
         let path = node.handover_socket();
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
@@ -90,7 +106,10 @@ async fn when_the_old_daemon_dies_with_the_sockets_shared_the_new_one_serves_on_
         if commits {
             assert_eq!(old.hear(), Some(json!("Commit")));
         }
-        drop((listener, sockets, old));
+        drop(old);
+        // The kernel closes one file after another: the new one comes to see who is there before the last has gone.
+        let looks = dies_slowly.then(|| listener.accept().unwrap());
+        drop((listener, sockets, looks));
         new.is_ready_soon().await;
         assert!(new.process.logs().contains("took over from the daemon before"), "{}", new.process.logs());
         load.wait_for(8).await;
