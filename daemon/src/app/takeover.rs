@@ -28,6 +28,10 @@ use crate::{
 /// Pause before the sockets are asked for or bound again.
 const RETRY_IN: Duration = Duration::from_millis(200);
 
+/// Longest pause while another daemon serves: asking costs it the exchanges that it does not begin meanwhile, and
+/// lines of its log.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
 /// How often it is looked whether the other daemon is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -79,6 +83,7 @@ impl Takeover {
             }
         }
         let mut said = Said::default();
+        let mut pause = RETRY_IN;
         loop {
             serving.broken("the daemon before it serves until the pods of the node are known");
             while is_somebody_there(path).await {
@@ -96,7 +101,12 @@ impl Takeover {
             };
             serving.broken(&why);
             said.say(why);
+            let until = Instant::now() + pause;
+            pause = (pause * 2).min(LONGEST_PAUSE);
             sleep(RETRY_IN).await;
+            while Instant::now() < until && is_somebody_there(path).await {
+                sleep(RETRY_IN).await;
+            }
         }
     }
 
