@@ -32,6 +32,8 @@ pub(super) struct Entry {
     pub(super) failures: u32,
     /// Refusals in a row.
     pub(super) refusals: u32,
+    /// When it was due unasked before the table was frozen.
+    pub(super) was_due_at: Option<Instant>,
     /// The daemon before this one is fetching it; to be asked once.
     pub(super) is_under_way_elsewhere: bool,
     /// Ends whatever is under way for this entry when it goes.
@@ -116,6 +118,7 @@ impl Entry {
             retry_at: now.at,
             failures: 0,
             refusals: 0,
+            was_due_at: None,
             is_under_way_elsewhere: false,
             _ends_with_it: alive.clone().drop_guard(),
             alive,

@@ -33,11 +33,11 @@ impl Table {
         self.is_frozen = true;
         self.queue.set_only_urgent(true);
         self.held_back.clear();
-        for (key, entry) in &self.entries {
-            let at = self.queue.due_at(key).unwrap_or(now.at);
+        for (key, entry) in &mut self.entries {
+            entry.was_due_at = self.queue.due_at(key);
             self.queue.forget(key);
             if entry.is_waited_for() && matches!(entry.phase, Phase::Idle) {
-                self.queue.raise(key, Priority::RealTime, at);
+                self.queue.raise(key, Priority::RealTime, entry.was_due_at.unwrap_or(now.at));
             }
         }
         inherited
@@ -47,14 +47,16 @@ impl Table {
     pub(in crate::credentials) fn thaw(&mut self, now: Now) {
         self.is_frozen = false;
         self.queue.set_only_urgent(false);
-        for (key, entry) in &self.entries {
+        for (key, entry) in &mut self.entries {
+            let was_due_at = entry.was_due_at.take();
             match entry.phase {
                 Phase::Idle => {
                     let is_fresh = {
                         let status = entry.status.borrow();
                         status.credentials.is_some() && status.failure.is_none()
                     };
-                    let at = if is_fresh { due(entry.refresh_at, now) } else { entry.retry_at.max(now.at) };
+                    let retry_at = was_due_at.unwrap_or(entry.retry_at).max(now.at);
+                    let at = if is_fresh { due(entry.refresh_at, now) } else { retry_at };
                     self.queue.raise(key, entry.priority(now), at);
                 }
                 // Its end puts it back.

@@ -196,6 +196,23 @@ async fn a_daemon_that_does_not_hand_over_in_the_end_goes_on_as_before() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn hand_overs_that_do_not_come_about_ask_sts_no_sooner_for_what_it_denied() {
+    let node = Node::start();
+    node.sts.always(denied());
+    node.manager.warm(node.pod("a"));
+    pass(2 * SECOND).await;
+    for _ in 0..8 {
+        drop(node.manager.freeze(Arc::new(Heir(Arc::default()))));
+        pass(SECOND).await;
+        node.manager.thaw();
+        pass(SECOND).await;
+    }
+    assert_eq!(node.sts.count(), 1, "a denial that nobody asks about is looked at again after 30 s");
+    pass(2 * MINUTE).await;
+    assert!(1 < node.sts.count(), "and not forgotten");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_nobody_wants_yet_waits_for_its_pod_for_a_minute() {
     let node = Node::start();
     let [soon, late, by_path] = ["a", "b", "c"].map(|name| node.pod(name));
