@@ -133,7 +133,13 @@ impl Server {
         let mut pause = PAUSES.0;
         loop {
             // Taken before accepting: what cannot be served stays in the kernel's queue.
-            let Ok(place) = self.connections.clone().acquire_owned().await else { return };
+            let place = tokio::select! {
+                biased;
+                // Also while every place is taken: a socket that is kept open is in the next daemon's way.
+                () = on_duty.begun() => return,
+                place = self.connections.clone().acquire_owned() => place,
+            };
+            let Ok(place) = place else { return };
             let accepted = tokio::select! {
                 biased;
                 () = on_duty.begun() => return,

@@ -1,5 +1,7 @@
 //! One pod cannot make another wait, and no burst ends the service.
 
+use std::time::Duration;
+
 use rolecall_sandbox::world::World;
 
 use super::{
@@ -153,4 +155,23 @@ async fn a_connection_above_the_limit_of_all_waits_for_one_to_end() {
     drop(held.pop());
     assert_eq!(waiting.reply().await.outcome(), "404 not_found");
     assert_eq!(app.metric("rolecall_connections_cut_off_total").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_place_among_the_connections() {
+    // None of these ends in the time of the test.
+    let flags = "--max-connections=8 --max-connections-per-pod=4 --max-waiting-per-pod=4 --header-timeout=300s \
+                 --drain-deadline=300s";
+    let app = TestApp::with(World::start().await.unwrap(), flags).await;
+    let mut held = Vec::new();
+    for from in ["127.0.0.2", "127.0.0.3"].repeat(4) {
+        let mut client = app.client(from).await;
+        assert_eq!(client.get("/", None).await.outcome(), "404 not_found");
+        held.push(client);
+    }
+    let drained = tokio::time::timeout(Duration::from_secs(60), app.app.drain()).await;
+    assert!(drained.is_ok(), "every place is taken, and the listener still waits for one");
+    for client in &mut held {
+        assert_eq!(client.end().await, End::Closed);
+    }
 }
