@@ -55,6 +55,7 @@ const TESTS: &[Test] = &[
     ("another_way_of_blocking_replaces_the_former", firewall::replaces),
     ("a_hand_over_under_load_of_many_pods_fails_no_request", upgrades::without_a_failed_request),
     ("cleanup_removes_the_socket_of_a_killed_daemon_and_no_other", upgrades::cleanup),
+    ("a_hand_over_to_another_way_of_blocking_leaves_one", upgrades::replaces_the_way_of_blocking),
     ("a_network_that_bypasses_netfilter_is_told", firewall::tells_bypass),
 ];
 

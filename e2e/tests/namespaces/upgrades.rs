@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     daemon::{Surroundings, cleaned, cleanup as run_cleanup},
-    network::{ENDPOINT, Link, Node, Pod, wait_until},
+    network::{ENDPOINT, Link, Node, Pod, run, wait_until},
 };
 
 pub fn without_a_failed_request() {
@@ -78,6 +78,23 @@ pub fn cleanup() {
     assert!(removed.contains(&format!("removed {}", path.display())), "{removed:?}");
     assert!(!path.exists());
     assert_eq!(cleaned(&[&handover]), ["nothing to remove"]);
+}
+
+pub fn replaces_the_way_of_blocking() {
+    let (_node, surroundings) = (Node::new(), Surroundings::new());
+    let handover = format!("--handover-socket={}", surroundings.path("handover/handover.sock").display());
+    let _old = surroundings.start_as("old", &[&handover, "--metadata-firewall=nftables"]);
+    // As long as the old one serves, it puts its rules back.
+    surroundings.set_outage(true);
+    let flags = ["--metadata-firewall=iptables", "--iptables=iptables-nft"];
+    let mut new = surroundings.spawn_as("new", &[&[handover.as_str()][..], &flags].concat());
+    new.wait_for_log("which a daemon with another --metadata-firewall has left");
+    let is_there = || run("nft list tables inet").contains("rolecall");
+    wait_until("the old daemon has put its rules back", is_there);
+    surroundings.set_outage(false);
+    new.wait_for_log("took over from the daemon before");
+    wait_until("the rules of the old daemon are gone for good", || !is_there());
+    wait_until("those of the new one are in force", || run("iptables-nft-save").contains("ROLECALL"));
 }
 
 /// Ends the loops of all when one of them fails.

@@ -106,6 +106,8 @@ impl Firewall {
     ) {
         let mut begun = pin!(drain.begun());
         let mut exempt_known = true;
+        // A daemon that hands over keeps its rules until it has; where they are of another kind, it has put them back.
+        let mut leftovers_at = Some(Instant::now() + CHECK_EVERY);
         exempt.mark_changed();
         loop {
             let occasion = tokio::select! {
@@ -123,6 +125,11 @@ impl Firewall {
                     // No matter how many changes there are, one look after the last repair's rest is enough.
                     let earliest = self.repaired_at.map_or_else(Instant::now, |at| at + REPAIR_EVERY);
                     self.next_check_at = self.next_check_at.min(earliest.max(Instant::now()));
+                    continue;
+                }
+                () = sleep_until(leftovers_at.unwrap_or(self.next_check_at)), if leftovers_at.is_some() => {
+                    leftovers_at = None;
+                    self.remove_leftovers().await;
                     continue;
                 }
                 () = sleep_until(self.next_check_at) => Occasion::Check,
