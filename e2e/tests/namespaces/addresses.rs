@@ -85,14 +85,25 @@ pub fn there_before() {
 pub fn taken() {
     let (_node, surroundings) = (Node::new(), Surroundings::new());
     run("ip address add 169.254.170.23/32 dev up0");
-    let _agent = TcpListener::bind("169.254.170.23:80").unwrap();
+    let agent = TcpListener::bind("169.254.170.23:80").unwrap();
     let mut daemon = surroundings.spawn(&[NO_FIREWALL]);
     assert_eq!(daemon.end().code(), Some(71));
     let log = daemon.log();
-    for part in ["--listen 169.254.170.23:80", "EKS Pod Identity Agent", "choose another --listen"] {
+    let parts = ["--listen 169.254.170.23:80", "EKS Pod Identity Agent", "choose another --listen"];
+    for part in parts {
         assert!(log.contains(part), "{part:?} is not in {log}");
     }
     assert!(!on_lo("169.254.170.23"));
+    // As it is installed, it could as well be a daemon from before hand-overs: it says so, and waits.
+    let handover = format!("--handover-socket={}", surroundings.path("handover/handover.sock").display());
+    let mut waits = surroundings.spawn_as("waits", &[NO_FIREWALL, &handover]);
+    waits.wait_for_log("cannot take over yet");
+    for part in parts {
+        assert!(waits.log().contains(part), "{part:?} is not in {}", waits.log());
+    }
+    assert!(!waits.log().contains("the admin doors are open"));
+    drop(agent);
+    waits.wait_until_ready();
 }
 
 pub fn missing_right() {
