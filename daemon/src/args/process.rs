@@ -21,7 +21,7 @@ pub struct ProcessArgs {
     pub admin_socket: AdminSocketArgs,
     /// Address of /metrics, or off
     ///
-    /// Set it to [::]:9911, every address of the node, for a Prometheus that runs elsewhere; without IPv6 that means
+    /// Set it to `[::]:9911`, every address of the node, for a Prometheus that runs elsewhere; without IPv6 that means
     /// 0.0.0.0:9911. The metrics name no pod and hold no secret.
     #[arg(long, env = "ROLECALL_METRICS_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9911")]
     pub metrics_listen: ListenAddress,
