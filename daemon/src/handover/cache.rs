@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::error::Category;
 use zeroize::Zeroizing;
 
 use super::message::WireKey;
@@ -74,7 +75,15 @@ struct Secret(Zeroizing<String>);
 #[error("read line {line} of the cache")]
 pub struct UnreadableCache {
     line: usize,
-    source: serde_json::Error,
+    source: Unreadable,
+}
+
+/// What is wrong with a document, and where. What serde says may quote it, and with it a secret.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} at byte {column}")]
+pub struct Unreadable {
+    what: &'static str,
+    column: usize,
 }
 
 /// Longest line of the cache: a reply is shorter than 8000 bytes, and each of two failures than 16 KiB.
@@ -105,11 +114,23 @@ pub(super) fn write(inherited: &[Inherited]) -> serde_json::Result<Zeroizing<Vec
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<Inherited>, UnreadableCache> {
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).enumerate();
     let read = lines.map(|(index, line)| {
-        let wire: WireInherited =
-            serde_json::from_slice(line).map_err(|source| UnreadableCache { line: index + 1, source })?;
+        let wire: WireInherited = serde_json::from_slice(line)
+            .map_err(|error| UnreadableCache { line: index + 1, source: error.into() })?;
         Ok(wire.read())
     });
     read.filter_map(Result::transpose).collect()
+}
+
+impl From<serde_json::Error> for Unreadable {
+    fn from(error: serde_json::Error) -> Self {
+        let what = match error.classify() {
+            Category::Io => "cannot be written",
+            Category::Syntax => "no JSON",
+            Category::Data => "not what is said here",
+            Category::Eof => "cut off",
+        };
+        Self { what, column: error.column() }
+    }
 }
 
 impl WireOutcome {

@@ -16,7 +16,10 @@ use rustix::net::{
 use tokio::{io::Interest, net::UnixStream};
 use zeroize::Zeroizing;
 
-use super::message::{MAX_LENGTH, Message};
+use super::{
+    cache::Unreadable,
+    message::{MAX_LENGTH, Message},
+};
 
 /// Most descriptors beside one message: every listener and the cache.
 const MAX_DESCRIPTORS: usize = 64;
@@ -32,7 +35,7 @@ pub enum Error {
     #[error("a message of {0} bytes is longer than any of ours")]
     TooLong(usize),
     #[error("understand a message")]
-    Malformed(#[source] serde_json::Error),
+    Malformed(#[source] Unreadable),
     #[error("the connection ended in the middle of a message")]
     CutOff,
     #[error("a message did not come with its descriptors")]
@@ -59,7 +62,11 @@ pub(super) struct Writer {
 ///
 /// The kernel says whose it is; the file of the socket can be reached by root alone, but so can a wrong path.
 pub(super) fn trusted(stream: UnixStream) -> Result<(Reader, Writer), Error> {
-    let (ours, theirs) = (geteuid().as_raw(), stream.peer_cred()?.uid());
+    between(stream, geteuid().as_raw())
+}
+
+fn between(stream: UnixStream, ours: u32) -> Result<(Reader, Writer), Error> {
+    let theirs = stream.peer_cred()?.uid();
     if ours != theirs {
         return Err(Error::Stranger { ours, theirs });
     }
@@ -102,7 +109,7 @@ impl Reader {
             return Err(Error::TooLong(length));
         }
         let Some(document) = rest.get(..length) else { return Ok(None) };
-        let message = serde_json::from_slice(document).map_err(Error::Malformed)?;
+        let message = serde_json::from_slice(document).map_err(|error| Error::Malformed(error.into()))?;
         self.received.drain(..HEAD + length);
         Ok(Some(message))
     }
@@ -117,7 +124,7 @@ impl Writer {
     ) -> Result<(), Error> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(HEAD + MAX_LENGTH));
         bytes.extend_from_slice(&[0; HEAD]);
-        serde_json::to_writer(&mut *bytes, message).map_err(Error::Malformed)?;
+        serde_json::to_writer(&mut *bytes, message).map_err(|error| Error::Malformed(error.into()))?;
         let length = bytes.len() - HEAD;
         match u32::try_from(length) {
             Ok(head) if length <= MAX_LENGTH => bytes[..HEAD].copy_from_slice(&head.to_be_bytes()),
@@ -194,6 +201,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_process_of_another_user_is_not_talked_to() {
+        let (one, mut other) = UnixStream::pair().unwrap();
+        let theirs = geteuid().as_raw();
+        let error = between(one, theirs + 1).err().unwrap();
+        assert!(
+            matches!(error, Error::Stranger { ours, theirs: seen } if ours == theirs + 1 && seen == theirs)
+        );
+        assert_eq!(
+            tokio::io::AsyncReadExt::read(&mut other, &mut [0]).await.unwrap(),
+            0,
+            "the connection ends"
+        );
+    }
+
+    #[tokio::test]
     async fn the_end_is_an_end_and_half_a_message_is_none() {
         let ((reader, writer), (mut other, _writer)) = pair();
         drop((reader, writer));
@@ -202,12 +224,13 @@ mod tests {
             (&[0, 0, 0, 9, b'"'][..], (|error| matches!(error, Error::CutOff)) as fn(&Error) -> bool),
             (&[0xff; 4], |error| matches!(error, Error::TooLong(_))),
             (&[0, 0, 0, 2, b'{', b'}'], |error| matches!(error, Error::Malformed(_))),
+            (b"\0\0\0\x14{\"Refuse\":\"hunter2\"}", |error| matches!(error, Error::Malformed(_))),
         ] {
             let (one, stream) = UnixStream::pair().unwrap();
             let (mut reader, _writer) = trusted(one).unwrap();
             stream.into_std().unwrap().write_all(bytes).unwrap();
             let error = reader.receive().await.err().unwrap();
-            assert!(is_expected(&error), "{error:?}");
+            assert!(is_expected(&error) && !format!("{error:?}").contains("hunter2"), "{error:?}");
         }
     }
 }

@@ -204,7 +204,7 @@ impl Meeting<'_> {
         let inherited = self.giver.credentials.freeze(successor);
         tracing::info!(keys = inherited.len(), has_cache, "offer to hand over");
         let cache: Option<OwnedFd> = if has_cache {
-            let written = cache::write(&inherited).map_err(Error::Malformed)?;
+            let written = cache::write(&inherited).map_err(|error| Error::Malformed(error.into()))?;
             Some(memory::sealed(&written)?)
         } else {
             None

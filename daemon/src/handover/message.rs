@@ -7,7 +7,7 @@ use super::cache::WireOutcome;
 use crate::credentials::CredentialKey;
 
 /// The version of everything here, of the meaning of each step, and of the cache's form. Two daemons understand each
-/// other only where it is the same.
+/// other only where it is the same; the forms of `Hello` and `Refuse` never change, so that they can say so.
 pub(super) const PROTOCOL: u32 = 1;
 
 /// Longest message, in bytes; the cache does not travel in one.

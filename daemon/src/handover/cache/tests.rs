@@ -95,9 +95,11 @@ fn credentials_that_have_expired_on_the_way_are_left_out() {
 
 #[test]
 fn a_line_that_is_none_of_ours_is_told_without_its_content() {
-    let mut bytes = write(&[inherited()]).unwrap();
-    bytes.extend_from_slice(b"{\"secret\":\"hunter2\"}\n");
-    let error = read(&bytes).err().unwrap();
-    let told = rolecall_process::telemetry::chain(&error).to_string();
-    assert!(told.contains("line 2") && !told.contains("hunter2"), "{told}");
+    for line in ["{\"secret\":\"hunter2\"}", "{\"key\":\"hunter2\"}", "\"hunter2\"", "{\"key\":{\"hunter2"] {
+        let mut bytes = write(&[inherited()]).unwrap();
+        bytes.extend_from_slice(line.as_bytes());
+        let error = read(&bytes).err().unwrap();
+        let told = format!("{} {error:?}", rolecall_process::telemetry::chain(&error));
+        assert!(told.contains("line 2") && !told.contains("hunter2"), "{told}");
+    }
 }
