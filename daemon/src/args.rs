@@ -63,7 +63,7 @@ pub enum Command {
         #[command(flatten)]
         socket: AdminSocketArgs,
     },
-    /// Remove from the node what the daemon leaves on it: addresses, rules about the metadata service, the hand-over socket
+    /// Remove from the node what the daemon leaves on it: its addresses, its rules, the hand-over socket
     ///
     /// Run it after the daemon is gone for good: one that runs puts everything back. It may be run again.
     Cleanup {

@@ -30,7 +30,8 @@ pub struct Report {
     pub failed: Vec<String>,
 }
 
-/// Removes the rules, the addresses and the hand-over socket. What is not there is none of its business, so it may be run again.
+/// Removes the rules, the addresses and the hand-over socket.
+/// What is not there is none of its business, so it may be run again.
 ///
 /// The rules go last: as long as the rest of it runs, pods do not reach the node's credentials.
 pub async fn run(config: Config) -> Report {
