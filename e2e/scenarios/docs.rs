@@ -50,10 +50,9 @@ It is *renewed* when no call fails and the last one is signed with other credent
 ";
 
 /// Writes the page about the run.
-pub(crate) fn write_e2e(folder: &Path, report: &Report) -> Result<()> {
+pub(crate) fn write_e2e(folder: &Path, report: &Report, machine: &str) -> Result<()> {
     let text = format!(
-        "{E2E}\n## The last run\n\n{}\n\n{}\n{} scenarios took {:.0} minutes, the start of the cluster included.\n",
-        machine(),
+        "{E2E}\n## The last run\n\n{machine}\n\n{}\n{} scenarios took {:.0} minutes, the start of the cluster included.\n",
         report.table(),
         report.scenarios(),
         report.elapsed().as_secs_f64() / 60.0
@@ -62,12 +61,12 @@ pub(crate) fn write_e2e(folder: &Path, report: &Report) -> Result<()> {
 }
 
 /// Writes the page about SDKs, with the table of a run.
-pub(crate) fn write_sdks(folder: &Path, table: &str) -> Result<()> {
-    write(&folder.join("sdks.md"), &format!("{SDKS}{table}\n{}\n", machine()))
+pub(crate) fn write_sdks(folder: &Path, table: &str, machine: &str) -> Result<()> {
+    write(&folder.join("sdks.md"), &format!("{SDKS}{table}\n{machine}\n"))
 }
 
-/// The machine and the versions, in a sentence.
-fn machine() -> String {
+/// The machine and the commit, in a sentence. To be asked before the run: others may commit meanwhile.
+pub(crate) fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let memory = read("/proc/meminfo")

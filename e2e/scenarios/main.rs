@@ -154,6 +154,7 @@ fn inside(work: impl Future<Output = Result<()>>) -> Result<ExitCode> {
 
 async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
     let mut report = Report::new();
+    let machine = docs::machine();
     let mut world = World::start(&folder, &built(&run.images)?).await?;
     world.install().await?;
     world.ensure_shims_are_apart().await?;
@@ -175,7 +176,7 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
         }
         let played = match (scenario, rotation.take_if(|_| scenario == Scenario::Rotation)) {
             (_, Some(rotation)) => rotation.end(&world, &mut report).await,
-            (_, None) => play(scenario, &mut world, &mut report, &run).await,
+            (_, None) => play(scenario, &mut world, &mut report, &run, &machine).await,
         };
         if let Err(error) = played {
             println!("FAILED   {}: {error:#}", scenario.name());
@@ -186,19 +187,25 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
     if let Some(folder) = &run.docs
         && run.scenarios.is_empty()
     {
-        docs::write_e2e(folder, &report)?;
+        docs::write_e2e(folder, &report, &machine)?;
     }
     Ok(())
 }
 
-async fn play(scenario: Scenario, world: &mut World, report: &mut Report, run: &Run) -> Result<()> {
+async fn play(
+    scenario: Scenario,
+    world: &mut World,
+    report: &mut Report,
+    run: &Run,
+    machine: &str,
+) -> Result<()> {
     match scenario {
         Scenario::Race => race::run(world, report, run.race_pods).await,
         Scenario::LateDaemon => race::late_daemon(world, report).await,
         Scenario::Update => race::update(world, report).await,
         Scenario::Sdks => {
             let table = sdks::run(world, report).await?;
-            run.docs.as_deref().map_or(Ok(()), |folder| docs::write_sdks(folder, &table))
+            run.docs.as_deref().map_or(Ok(()), |folder| docs::write_sdks(folder, &table, machine))
         }
         Scenario::WrongPod => wrong_pod::run(world, report).await,
         Scenario::Life => life::run(world, report).await,
