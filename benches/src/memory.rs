@@ -91,8 +91,10 @@ async fn waiting() -> Result<(f64, f64)> {
     for index in 0..WAITING_PODS {
         node.pods.push(node.world.pod(node::pod(index))?);
     }
-    // Every exchange is out, the second attempts too: what they cost is not the requests' cost.
-    node.world.sts.wait_for_requests(2 * WAITING_PODS).await;
+    // Every exchange is out, and the second attempts that there are places for: what they cost is not the requests'
+    // cost.
+    node.world.sts.wait_for_requests(WAITING_PODS).await;
+    sleep(Duration::from_secs(4)).await;
     let (_, before) = memory(&node)?;
     let mut asked = JoinSet::new();
     for request in 0..WAITING {
