@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use crate::plain_http;
-use crate::{Process, Scratch, binary, free_port};
+use crate::{Process, Scratch, binary, free_port, own_address};
 
 /// Longer than any step of a daemon takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -42,8 +42,10 @@ impl Daemon {
     /// Starts one and waits until it is ready.
     pub async fn start(settings: Settings<'_>) -> Result<Self> {
         let scratch = Scratch::new("daemon")?;
-        let here = || free_port(Ipv4Addr::LOCALHOST).map(|port| format!("127.0.0.1:{port}"));
-        let (endpoint, admin, metrics) = (here()?, here()?, here()?);
+        let here = |address| free_port(address).map(|port| format!("{address}:{port}"));
+        // Of loopback, SDKs accept this address alone.
+        let endpoint = here(Ipv4Addr::LOCALHOST)?;
+        let (admin, metrics) = (here(own_address())?, here(own_address())?);
         let mut command = Process::command(binary("rolecall-daemon")?);
         command
             .args(["--node-name", settings.node, "--region", "us-east-1", "--sts-endpoint", settings.sts])

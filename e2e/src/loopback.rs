@@ -1,6 +1,10 @@
 //! Loopback addresses that nobody else uses.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, TcpListener},
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result};
 
@@ -13,8 +17,18 @@ pub fn own_address() -> Ipv4Addr {
     Ipv4Addr::new(127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255))
 }
 
-/// A port that is free at an [`own_address`], and stays so until the caller binds it, again and again.
+/// What was given out: a port is free again for the kernel until its new owner binds it.
+static GIVEN: Mutex<BTreeSet<(Ipv4Addr, u16)>> = Mutex::new(BTreeSet::new());
+
+/// A port that is free at an [`own_address`], and stays so until the caller binds it, again and again. No port is given
+/// out twice.
 pub fn free_port(address: Ipv4Addr) -> Result<u16> {
-    let listener = TcpListener::bind((address, 0)).with_context(|| format!("bind a port of {address}"))?;
-    Ok(listener.local_addr()?.port())
+    loop {
+        let listener =
+            TcpListener::bind((address, 0)).with_context(|| format!("bind a port of {address}"))?;
+        let port = listener.local_addr()?.port();
+        if GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert((address, port)) {
+            return Ok(port);
+        }
+    }
 }

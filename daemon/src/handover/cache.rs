@@ -271,4 +271,4 @@ fn millis(span: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,16 +4,24 @@ use std::{
     collections::HashMap,
     future,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::sync::{mpsc::UnboundedSender, oneshot};
+use tokio::{
+    sync::{mpsc::UnboundedSender, oneshot},
+    time::timeout,
+};
 
 use super::{
     cache::WireOutcome,
     message::{Message, WireKey},
 };
 use crate::credentials::{Counterpart, CredentialKey, Inherited, Outcome};
+
+/// How long the new daemon waits for an exchange that the old one had out: longer than an attempt may take. A daemon
+/// that does not turn any more would keep the places of its exchanges until the kubelet ends it.
+const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
 
 /// The new daemon, as the old one sees it.
 pub(super) struct Successor {
@@ -116,12 +124,36 @@ impl Predecessor {
 impl Counterpart for Predecessor {
     fn fetch(&self, key: &CredentialKey) -> BoxFuture<'static, Option<Outcome>> {
         match self.under_way().get_mut(key).and_then(|under_way| under_way.ended.take()) {
-            Some(ended) => ended.map(|ended| ended.ok().flatten()).boxed(),
+            Some(ended) => async { timeout(EXCHANGE_WITHIN, ended).await.ok()?.ok().flatten() }.boxed(),
             None => future::ready(None).boxed(),
         }
     }
 
     fn ended(&self, _: &CredentialKey, _: Option<&Outcome>) {
         // The old daemon asks for what it wants.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::handover::cache::tests::{credentials, inherited, key};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_before_that_does_not_turn_any_more_is_waited_for_and_then_not() {
+        let began = Instant::now();
+        assert!(Predecessor::new(&[inherited()]).fetch(&key()).await.is_none());
+        assert_eq!(began.elapsed(), EXCHANGE_WITHIN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_exchange_of_the_daemon_before_is_had_once() {
+        let predecessor = Predecessor::new(&[inherited()]);
+        let fetched = predecessor.fetch(&key());
+        predecessor.ended(&WireKey::from(&key()), WireOutcome::of(&Ok(credentials())));
+        assert!(matches!(fetched.await, Some(Ok(_))));
+        assert!(predecessor.fetch(&key()).await.is_none(), "the next one is ours to make");
     }
 }

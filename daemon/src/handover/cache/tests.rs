@@ -6,7 +6,7 @@ use rolecall_contract::SessionDuration;
 
 const NOW: SystemTime = UNIX_EPOCH;
 
-fn key() -> CredentialKey {
+pub(in crate::handover) fn key() -> CredentialKey {
     let values = SessionNameValues {
         cluster: "",
         namespace: "shop",
@@ -22,7 +22,7 @@ fn key() -> CredentialKey {
     }
 }
 
-fn credentials() -> Arc<Credentials> {
+pub(in crate::handover) fn credentials() -> Arc<Credentials> {
     let issued = Issued {
         access_key_id: "ASIAEXAMPLE".to_owned(),
         secret_access_key: Zeroizing::new("sEcReT/+=".to_owned()),
@@ -34,7 +34,7 @@ fn credentials() -> Arc<Credentials> {
     Arc::new(Credentials::new(issued, &key().role, NOW + Duration::from_millis(1500)).unwrap())
 }
 
-fn inherited() -> Inherited {
+pub(in crate::handover) fn inherited() -> Inherited {
     let denied =
         FetchError::Denied { code: "AccessDenied".into(), message: "no \"x\"\n".into(), request_id: None };
     Inherited {
