@@ -68,7 +68,7 @@ impl World {
 
     /// Installs Rolecall from `deploy/` and waits until pods are injected.
     pub(crate) async fn install(&self) -> Result<()> {
-        self.cluster.control_plane().apply(&manifests()?, ROLECALL).await?;
+        self.kubectl(&["apply", "-k", &overlay("install").display().to_string()])?;
         self.wait_for_rollout().await?;
         // The API server learns of a webhook some time after it was made.
         self.service_account(NAMESPACE, "first").await?;
@@ -214,12 +214,6 @@ pub(crate) fn probe_image(folder: &Path, probe: &Path) -> Result<PathBuf> {
 /// What adapts `deploy/` to this cluster.
 fn overlay(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name)
-}
-
-fn manifests() -> Result<String> {
-    let mut command = kubectl()?;
-    command.arg("kustomize").arg(overlay("install"));
-    output(command)
 }
 
 fn kubectl() -> Result<Command> {
