@@ -14,6 +14,10 @@ use super::{
 /// How far a new daemon comes before it dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dies {
+    /// Started, as a process of its own.
+    Starting,
+    /// Knows the pods and asks, as a process of its own; the old one has not come to hear of it.
+    Unheard,
     /// Connected.
     Silent,
     /// Said hello, and reads no answer.
@@ -26,22 +30,44 @@ enum Dies {
     Released,
 }
 
-const NEW_DIES: [Dies; 5] = [Dies::Silent, Dies::Asking, Dies::Offered, Dies::Committed, Dies::Released];
+const NEW_DIES: [Dies; 7] = [
+    Dies::Starting,
+    Dies::Unheard,
+    Dies::Silent,
+    Dies::Asking,
+    Dies::Offered,
+    Dies::Committed,
+    Dies::Released,
+];
+
+/// How often in a row.
+const ROUNDS: usize = 100;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whenever_the_new_daemon_dies_the_old_one_serves_on_and_the_next_takes_over() {
+async fn a_hundred_times_a_new_daemon_dies_the_old_one_serves_on_and_the_next_takes_over() {
     let node = Node::new().await;
     let pods: Vec<_> = (0..4).map(|number| node.pod(&format!("orders-{number}"))).collect();
     let tokens: Vec<String> = pods.iter().map(|pod| pod.token().unwrap()).collect();
     let mut serving = node.start(&[]).await;
     node.warm(&pods).await;
     let load = Load::start(node.endpoint, &tokens, Patience::None);
-    for round in 0..25 {
+    for round in 0..ROUNDS {
         let dies = NEW_DIES[round % NEW_DIES.len()];
+        if let Dies::Starting | Dies::Unheard = dies {
+            // It cannot come further than is wanted here.
+            serving.process.signal(Signal::SIGSTOP).unwrap();
+            let new = node.spawn(&[]);
+            let moment = if dies == Dies::Starting { "starting" } else { "the pods of the node are known" };
+            new.logged(moment).await;
+            new.process.kill().unwrap();
+            serving.process.signal(Signal::SIGCONT).unwrap();
+            serving = next_takes_over(&node, serving, &load, dies).await;
+            continue;
+        }
         let mut new = Peer::connect(&node.handover_socket());
         let mut its_own = None;
         match dies {
-            Dies::Silent => {}
+            Dies::Starting | Dies::Unheard | Dies::Silent => {}
             Dies::Asking => new.say_hello(1),
             Dies::Offered => {
                 new.say_hello(1);
@@ -72,18 +98,24 @@ async fn whenever_the_new_daemon_dies_the_old_one_serves_on_and_the_next_takes_o
         if dies == Dies::Committed {
             serving.process.signal(Signal::SIGCONT).unwrap();
         }
-        load.wait_for(8).await;
-        assert!(serving.is_ready().await, "{dies:?}\n{}", serving.process.logs());
-        if dies == Dies::Released {
-            let next = node.start(&[]).await;
-            assert!(next.process.logs().contains("took over from the daemon before"), "{dies:?}");
-            serving.stop().await;
-            serving = next;
-        }
+        serving = next_takes_over(&node, serving, &load, dies).await;
     }
     let (answered, failures) = load.stop().await;
     assert_eq!(failures, [""; 0], "of {answered}");
-    assert_eq!(node.world.sts.call_count(), pods.len());
+    assert_eq!(node.world.sts.call_count(), pods.len(), "one exchange for each pod, ever");
+}
+
+/// After a death of a new daemon: `serving` serves, and the next one takes over from it.
+async fn next_takes_over(node: &Node, serving: Daemon, load: &Load, dies: Dies) -> Daemon {
+    load.wait_for(8).await;
+    assert!(serving.is_ready().await, "{dies:?}\n{}", serving.process.logs());
+    let next = node.start(&[]).await;
+    assert!(next.process.logs().contains("took over from the daemon before"), "{dies:?}");
+    serving.logged("what is under way is finished here").await;
+    // Those who keep a connection to the old one are told to connect anew.
+    load.wait_for(16).await;
+    serving.stop().await;
+    next
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
