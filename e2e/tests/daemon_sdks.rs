@@ -118,7 +118,7 @@ async fn every_sdk_refreshes_across_an_expiry() {
             let limit = Duration::from_secs(90);
             let (first, changed) =
                 sdk.refresh(&borrowed(&environment), &world.sts.url(), limit).await.unwrap();
-            assert_eq!(first.arn, changed.arn, "{sdk:?}: the session keeps its name");
+            assert_eq!(first.arn, changed.arn, "{sdk:?}: the session keeps its name: {changed:?}");
             assert_ne!(first.access_key_id, changed.access_key_id, "{sdk:?}");
         }
     });
