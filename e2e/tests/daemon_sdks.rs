@@ -107,7 +107,7 @@ async fn every_sdk_is_who_its_pod_is() {
 #[tokio::test]
 async fn every_sdk_refreshes_across_an_expiry() {
     let world = World::start().await.unwrap();
-    // Said to expire after 20 s; the SDKs begin to ask again 5 s to 15 min before.
+    // Said to expire after 20 s, handed out for 15 s; the SDKs begin to ask again 5 s to 15 min before.
     world.sts.set_session_seconds(Some(80));
     let daemon = daemon(&world, &world.sts.url()).await;
     let refreshing = SDKS.map(|sdk| {

@@ -16,6 +16,11 @@ use rolecall_process::time::rfc3339;
 /// AWS no longer takes when it arrives.
 const ADVERTISED_EARLIER: Duration = Duration::from_secs(60);
 
+/// What is left of the advertised life, at the least, when credentials are handed out: a reply is some time on its way,
+/// the advertised second has no fraction, and botocore fails with credentials that arrive expired (measured: "refreshed
+/// credentials are still expired").
+const LEAST_LEFT: Duration = Duration::from_secs(5);
+
 /// The document must be smaller: clients built on the AWS CRT fail above 10 000 bytes.
 const MAX_REPLY_LENGTH: usize = 8_000;
 
@@ -69,7 +74,7 @@ impl Credentials {
     ) -> Result<Self, MalformedAnswer> {
         let advertised_until =
             issued.expires_at.checked_sub(ADVERTISED_EARLIER).ok_or(MalformedAnswer::Expired)?;
-        if advertised_until <= issued_at {
+        if advertised_until <= issued_at + LEAST_LEFT {
             return Err(MalformedAnswer::Expired);
         }
         let reply = render(&[
@@ -99,14 +104,14 @@ impl Credentials {
         self.reply.clone()
     }
 
-    /// The moment from which on they are not handed out: 60 s before they really expire.
-    pub fn advertised_until(&self) -> SystemTime {
-        self.expires_at - ADVERTISED_EARLIER
+    /// The moment from which on they are not handed out: 65 s before they really expire, 5 s before they say so.
+    pub fn handed_out_until(&self) -> SystemTime {
+        self.expires_at - ADVERTISED_EARLIER - LEAST_LEFT
     }
 
     /// Whether they may still be handed out at `now`.
     pub fn is_valid_at(&self, now: SystemTime) -> bool {
-        now < self.advertised_until()
+        now < self.handed_out_until()
     }
 
     /// When AWS stops to take them.
@@ -265,15 +270,17 @@ mod tests {
     fn what_could_not_be_handed_out_any_more_is_refused() {
         check_refused(|i| i.expires_at = NOW, MalformedAnswer::Expired);
         check_refused(|i| i.expires_at = NOW - Duration::from_secs(1), MalformedAnswer::Expired);
-        check_refused(|i| i.expires_at = NOW + Duration::from_secs(60), MalformedAnswer::Expired);
+        check_refused(|i| i.expires_at = NOW + Duration::from_secs(65), MalformedAnswer::Expired);
     }
 
     #[test]
-    fn the_advertised_expiry_is_the_end_and_sixty_seconds_early() {
+    fn nothing_is_handed_out_in_the_last_five_seconds_before_the_advertised_expiry() {
         let credentials = Credentials::new(issued(), &role(), NOW).unwrap();
-        assert_eq!(credentials.advertised_until(), NOW + Duration::from_secs(3540));
-        assert!(credentials.is_valid_at(NOW + Duration::from_millis(3_539_999)));
-        assert!(!credentials.is_valid_at(NOW + Duration::from_secs(3540)));
+        assert!(
+            str::from_utf8(&credentials.reply()).unwrap().contains(&rfc3339(NOW + Duration::from_secs(3540)))
+        );
+        assert!(credentials.is_valid_at(NOW + Duration::from_millis(3_534_999)));
+        assert!(!credentials.is_valid_at(NOW + Duration::from_secs(3535)));
     }
 
     #[test]

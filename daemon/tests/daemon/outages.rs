@@ -73,7 +73,7 @@ async fn without_sts_what_is_held_is_served() {
 #[tokio::test]
 async fn credentials_are_renewed_beside_and_swapped() {
     let world = World::start().await.unwrap();
-    // Sessions so short that half of their life is over at once.
+    // About the shortest that can be handed out at all; half of their life is over soon.
     world.sts.set_session_seconds(Some(70));
     let app = TestApp::with(world, "").await;
     let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();

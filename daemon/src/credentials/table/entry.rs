@@ -220,7 +220,7 @@ impl Entry {
     /// How long what is valid stays so.
     fn left(&self, now: Now) -> Option<Duration> {
         let status = self.status.borrow();
-        let until = status.valid(now.wall)?.advertised_until();
+        let until = status.valid(now.wall)?.handed_out_until();
         until.duration_since(now.wall).ok()
     }
 }

@@ -97,7 +97,7 @@ fn check_invariants(table: &Table, now: Now) {
         let status = entry.status.borrow();
         assert!(!status.gone);
         if let Some(credentials) = status.hand_out(now.wall) {
-            assert!(now.wall < credentials.advertised_until());
+            assert!(now.wall < credentials.handed_out_until());
         }
     }
     assert_eq!(table.by_pod.values().map(Vec::len).sum::<usize>(), table.entries.len());

@@ -39,18 +39,18 @@ async fn what_a_request_fetched_is_kept_fresh_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_refresh_costs_nothing_until_the_advertised_expiry() {
+async fn a_failed_refresh_costs_nothing_until_shortly_before_the_advertised_expiry() {
     let (node, request) = Node::with_warm_pod().await;
-    let advertised_until = node.manager.valid(&request.key).unwrap().advertised_until();
+    let handed_out_until = node.manager.valid(&request.key).unwrap().handed_out_until();
     node.sts.always(unreachable());
-    while node.now() < advertised_until - SECOND {
+    while node.now() < handed_out_until - SECOND {
         pass(SECOND).await;
         assert!(node.manager.valid(&request.key).is_some());
         assert!(matches!(node.at_once(&request).await, Some(Ok(_))));
     }
     let last = node.manager.valid(&request.key).unwrap();
-    assert!(node.now() < last.advertised_until());
-    pass(advertised_until.duration_since(node.now()).unwrap()).await;
+    assert!(node.now() < last.handed_out_until());
+    pass(handed_out_until.duration_since(node.now()).unwrap()).await;
     assert!(node.manager.valid(&request.key).is_none(), "nothing is handed out once that moment has come");
     assert!(node.pending(&request).best().is_none());
     assert!(node.at_once(&request).await.is_none());
