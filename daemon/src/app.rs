@@ -46,24 +46,11 @@ use rolecall_process::{
     drain::{self, EssentialTaskEnded},
     liveness::Liveness,
     metrics,
+    program::Error,
     readiness::{Condition, Readiness},
     signal::Signals,
     telemetry::{LogLevel, chain},
 };
-
-/// Why the daemon did not end as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Something that the system has to give was not to be had.
-    #[error("{0:#}")]
-    Boot(#[from] anyhow::Error),
-    /// A part without which the daemon is of no use ended.
-    #[error(transparent)]
-    EssentialTask(#[from] EssentialTaskEnded),
-    /// A second signal came before the drain was over.
-    #[error("{0} during the drain: ended at once")]
-    Interrupted(&'static str),
-}
 
 /// Why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -114,12 +101,12 @@ pub struct App {
 /// # Errors
 /// When it cannot start, an essential part dies, or a second signal cuts the drain short.
 pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
-    let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
+    let mut signals = Signals::catch().map_err(Error::boot)?;
     let (node, follow) =
-        NodeAddresses::follow().await.map_err(|error| anyhow::Error::from(StartError::from(error)))?;
+        NodeAddresses::follow().await.map_err(|error| Error::boot(StartError::from(error)))?;
     // It may have to wait for the daemon before it to hand over.
     let app = tokio::select! {
-        started = App::start(config, node, log_level) => started.map_err(anyhow::Error::from)?,
+        started = App::start(config, node, log_level) => started.map_err(Error::boot)?,
         name = signals.next() => {
             tracing::info!(signal = name, "ended before it served");
             return Ok(());

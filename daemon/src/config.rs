@@ -5,7 +5,7 @@ mod proxy;
 mod shown;
 
 use std::{
-    fmt::{self, Write},
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -22,7 +22,12 @@ use crate::{
     server::{self, caller::Witness},
     sessions, token,
 };
-use rolecall_process::{admin, telemetry};
+use rolecall_process::{
+    admin,
+    program::Settings,
+    setting::{self, Mistake},
+    telemetry,
+};
 
 /// Every part's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,23 +100,11 @@ pub struct NodeConfig {
     pub startup_taint: Option<TaintKey>,
 }
 
-/// A setting that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{flag} {given}: {remedy}")]
-pub struct ConfigError {
-    /// The flag, or the variable that has no flag.
-    pub flag: &'static str,
-    /// What was given, quoted where it is text.
-    pub given: String,
-    /// What is wrong with it and what to do.
-    pub remedy: String,
-}
-
 impl TryFrom<RunArgs> for Config {
-    type Error = Vec<ConfigError>;
+    type Error = Vec<Mistake>;
 
     /// Gives all the mistakes at once, in the order of the help.
-    fn try_from(args: RunArgs) -> Result<Self, Vec<ConfigError>> {
+    fn try_from(args: RunArgs) -> Result<Self, Vec<Mistake>> {
         check::config(args)
     }
 }
@@ -136,10 +129,14 @@ impl Config {
     pub fn addresses_to_put(&self) -> Vec<IpAddr> {
         if self.node.manage_addresses { check::addresses_to_put(&self.server.listen) } else { Vec::new() }
     }
+}
 
-    /// What is allowed but should be known, to be logged at the start.
-    #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
+impl Settings for Config {
+    fn log(&self) -> &telemetry::Config {
+        &self.log
+    }
+
+    fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.server.callers.witness == Witness::Token {
             warnings.push(
@@ -168,13 +165,7 @@ impl Config {
 /// The settings in force as flags, one per line, to be logged; a proxy's password is left out.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (flag, value)) in shown::settings(self).into_iter().enumerate() {
-            if index != 0 {
-                f.write_char('\n')?;
-            }
-            write!(f, "{flag}={value}")?;
-        }
-        Ok(())
+        setting::write(f, &shown::settings(self))
     }
 }
 
@@ -188,7 +179,7 @@ mod tests {
 
     const ENOUGH: &str = "--node-name=node-1 --region=eu-west-1";
 
-    fn parse(line: &str, environment: Environment) -> Result<Config, Vec<ConfigError>> {
+    fn parse(line: &str, environment: Environment) -> Result<Config, Vec<Mistake>> {
         let words = std::iter::once("rolecall-daemon").chain(line.split_whitespace());
         let mut args = args::parse_from(words).unwrap_or_else(|error| panic!("{error}"));
         args.run.environment = environment;
@@ -210,7 +201,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_parts(mistake: &ConfigError, parts: &[&str]) {
+    fn check_parts(mistake: &Mistake, parts: &[&str]) {
         let message = mistake.to_string();
         let mut rest = message.as_str();
         for part in parts {
@@ -221,8 +212,8 @@ mod tests {
 
     #[test]
     fn a_time_that_an_sdk_would_not_bear_is_refused() {
-        check_mistake("--hold=1s", &["--hold 1s: ", "give up after 1s", "700ms"]);
-        check_mistake("--hold=700", &["--hold 700s: ", "700ms"]);
+        check_mistake("--hold=1s", &["--hold 1s: ", "give up after 1s", "500ms"]);
+        check_mistake("--hold=700", &["--hold 700s: ", "500ms"]);
         check_mistake("--drip-interval=1s", &["--drip-interval 1s: ", "100ms to 900ms"]);
         check_mistake("--drip-interval=0", &["--drip-interval 0ns: ", "100ms to 900ms"]);
         check_mistake(

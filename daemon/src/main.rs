@@ -3,8 +3,6 @@
 use std::{
     io::{self, Write},
     process::ExitCode,
-    thread::available_parallelism,
-    time::Duration,
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -15,16 +13,15 @@ use rolecall_daemon::{
     node::cleanup,
 };
 use rolecall_process::{
-    exit::{FAILED, OS_ERROR, SOFTWARE, USAGE, say},
-    hardening,
-    probe::{self, Question},
+    exit::{FAILED, OS_ERROR, say},
+    probe::Question,
+    program::{self, Program},
     signal::Signals,
-    telemetry,
 };
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
-/// Threads of the data plane. Its work is waiting; a node with many cores needs no more of them.
-const MAX_WORKERS: usize = 4;
+const PROGRAM: Program =
+    Program { name: "rolecall-daemon", version: env!("CARGO_PKG_VERSION"), threads: "data-plane" };
 
 /// Files beside the pods' connections: listeners, STS, the API server, tokens, the admin doors.
 const OWN_FILES: usize = 256;
@@ -32,10 +29,7 @@ const OWN_FILES: usize = 256;
 fn main() -> ExitCode {
     let args = match args::parse() {
         Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-        }
+        Err(error) => return program::show(&error),
     };
     let (question, socket) = match args.command {
         None => return run(args.run),
@@ -47,66 +41,15 @@ fn main() -> ExitCode {
         Some(Command::LogLevel { filter: None, socket }) => (Question::LogLevel, socket),
         Some(Command::LogLevel { filter: Some(filter), socket }) => (Question::SetLogLevel(filter), socket),
     };
-    let good = probe::run(&question, &socket.admin_socket);
-    if good { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+    program::ask(&question, &socket.admin_socket)
 }
 
 fn run(args: RunArgs) -> ExitCode {
     let check_only = args.process.check_config;
-    let config = match Config::try_from(args) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            for mistake in mistakes {
-                say(&format!("error: {mistake}"));
-            }
-            say("rolecall-daemon --help explains every flag");
-            return ExitCode::from(USAGE);
-        }
-    };
-    if check_only {
-        let _ = writeln!(io::stdout(), "{config}");
-        for warning in config.warnings() {
-            say(&format!("warning: {warning}"));
-        }
-        return ExitCode::SUCCESS;
-    }
-    let log_level = match telemetry::init(&config.log) {
-        Ok(log_level) => log_level,
-        Err(error) => {
-            say(&format!("error: start the log: {error}"));
-            return ExitCode::from(SOFTWARE);
-        }
-    };
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = %config.to_string().replace('\n', " "), "starting");
-    for warning in config.warnings() {
-        tracing::warn!("{warning}");
-    }
-    hardening::close_memory();
-    raise_file_limit(config.server.listener.max_connections);
-    let runtime = match data_plane() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "start the data plane's threads");
-            return ExitCode::from(OS_ERROR);
-        }
-    };
-    let result = runtime.block_on(app::run(config, log_level));
-    // A thread that is stuck must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    match result {
-        Ok(()) => {
-            tracing::info!("ended");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            tracing::error!("{}", telemetry::chain(&error));
-            ExitCode::from(match error {
-                app::Error::Boot(_) => OS_ERROR,
-                app::Error::EssentialTask(_) => SOFTWARE,
-                app::Error::Interrupted(_) => FAILED,
-            })
-        }
-    }
+    PROGRAM.run(Config::try_from(args), check_only, |config, log_level| {
+        raise_file_limit(config.server.listener.max_connections);
+        app::run(config, log_level)
+    })
 }
 
 fn clean_up(config: cleanup::Config, wait: bool) -> ExitCode {
@@ -159,13 +102,4 @@ fn raise_file_limit(connections: usize) {
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "raise the limit of open files"),
     }
-}
-
-fn data_plane() -> io::Result<Runtime> {
-    let cores = available_parallelism().map_or(1, usize::from);
-    Builder::new_multi_thread()
-        .worker_threads(cores.clamp(1, MAX_WORKERS))
-        .thread_name("data-plane")
-        .enable_all()
-        .build()
 }

@@ -75,7 +75,7 @@ const DEFAULTS: &str = "\
 --listen=169.254.170.23:80,[fd00:ec2::23]:80
 --manage-addresses=on
 --role-in-path=allow
---hold=700ms
+--hold=500ms
 --slow-answer=drip
 --drip-interval=400ms
 --give-up-after=20s
@@ -204,7 +204,7 @@ fn a_bad_value_exits_64_naming_flag_value_and_remedy() {
     check_usage_error(
         &["--hold=1200ms"],
         &enough,
-        &["error: --hold 1.2s: ", "less, such as 700ms", "--help"],
+        &["error: --hold 1.2s: ", "less, such as 500ms", "--help"],
     );
     check_usage_error(
         &[],

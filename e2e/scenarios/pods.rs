@@ -152,6 +152,8 @@ pub(crate) fn probe(name: &str, service_account: &str, arguments: &[&str]) -> Va
                 "image": PROBE,
                 "imagePullPolicy": "Never",
                 "args": arguments,
+                // Without any, whatever else the machine does could keep it from running for a second.
+                "resources": {"requests": {"cpu": "50m"}},
             }],
         },
     })

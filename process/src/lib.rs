@@ -4,8 +4,8 @@
 //! Logs ([`telemetry`]) and [`metrics`]; how tasks start and end ([`drain`], [`signal`]); whether the program can
 //! serve ([`readiness`]) and still turns ([`liveness`]); where that is told ([`admin`], [`mod@address`]) and asked
 //! ([`probe`]), and how the file of a socket is made ([`socket`]).
-//! What time it is ([`time`]); what is typed ([`value`]), how a program ends ([`exit`]) and keeps its secrets
-//! ([`hardening`]). Nothing here knows AWS or Kubernetes.
+//! What is typed ([`value`]) and whether it is valid ([`setting`]); how a [`program`] runs, ends ([`exit`]) and keeps
+//! its secrets ([`hardening`]); what time it is ([`time`]). Nothing here knows AWS or Kubernetes.
 
 pub mod address;
 pub mod admin;
@@ -15,7 +15,9 @@ pub mod hardening;
 pub mod liveness;
 pub mod metrics;
 pub mod probe;
+pub mod program;
 pub mod readiness;
+pub mod setting;
 pub mod signal;
 pub mod socket;
 pub mod telemetry;

@@ -10,6 +10,7 @@ use rolecall_process::{
     drain::{self, EssentialTaskEnded},
     liveness::Liveness,
     metrics,
+    program::Error,
     readiness::Readiness,
     signal::Signals,
     telemetry::LogLevel,
@@ -39,20 +40,6 @@ const BACKLOG: u32 = 1024;
 
 /// How long the parts behind the webhook get to end, once no call needs them.
 const BACK_DEADLINE: Duration = Duration::from_secs(1);
-
-/// Why the shim did not end as asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Something that the system has to give was not to be had.
-    #[error("{0:#}")]
-    Boot(#[from] anyhow::Error),
-    /// A part without which the shim is of no use ended.
-    #[error(transparent)]
-    EssentialTask(#[from] EssentialTaskEnded),
-    /// A second signal came before the drain was over.
-    #[error("{0} during the drain: ended at once")]
-    Interrupted(&'static str),
-}
 
 /// Why the shim cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +80,8 @@ pub struct App {
 /// # Errors
 /// When it cannot start, an essential part dies, or a second signal cuts the drain short.
 pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
-    let mut signals = Signals::catch().map_err(anyhow::Error::from)?;
-    let app = App::start(config, log_level).await.map_err(anyhow::Error::from)?;
+    let mut signals = Signals::catch().map_err(Error::boot)?;
+    let app = App::start(config, log_level).await.map_err(Error::boot)?;
     let result = tokio::select! {
         name = signals.next() => {
             tracing::info!(signal = name, "the drain begins");

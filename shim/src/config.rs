@@ -3,13 +3,14 @@
 mod check;
 mod shown;
 
-use std::{
-    fmt::{self, Write},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fmt, path::PathBuf, time::Duration};
 
-use rolecall_process::{admin, telemetry};
+use rolecall_process::{
+    admin,
+    program::Settings,
+    setting::{self, Mistake},
+    telemetry,
+};
 
 use crate::{
     args::RunArgs,
@@ -66,22 +67,11 @@ pub enum CertificateConfig {
     Files(FilesConfig),
 }
 
-/// A setting that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{flag} {given}: {remedy}")]
-pub struct ConfigError {
-    pub flag: &'static str,
-    /// What was given, quoted where it is text.
-    pub given: String,
-    /// What is wrong with it and what to do.
-    pub remedy: String,
-}
-
 impl TryFrom<RunArgs> for Config {
-    type Error = Vec<ConfigError>;
+    type Error = Vec<Mistake>;
 
     /// Gives all the mistakes at once, in the order of the help.
-    fn try_from(args: RunArgs) -> Result<Self, Vec<ConfigError>> {
+    fn try_from(args: RunArgs) -> Result<Self, Vec<Mistake>> {
         check::config(args)
     }
 }
@@ -89,13 +79,17 @@ impl TryFrom<RunArgs> for Config {
 /// The settings in force as flags, one per line, to be logged.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (flag, value)) in shown::settings(self).into_iter().enumerate() {
-            if index != 0 {
-                f.write_char('\n')?;
-            }
-            write!(f, "{flag}={value}")?;
-        }
-        Ok(())
+        setting::write(f, &shown::settings(self))
+    }
+}
+
+impl Settings for Config {
+    fn log(&self) -> &telemetry::Config {
+        &self.log
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
     }
 }
 
@@ -104,7 +98,7 @@ mod tests {
     use super::*;
     use crate::{args, policy::Mode};
 
-    fn parse(line: &str) -> Result<Config, Vec<ConfigError>> {
+    fn parse(line: &str) -> Result<Config, Vec<Mistake>> {
         let words = std::iter::once("rolecall-shim").chain(line.split_whitespace());
         let args = args::parse_from(words).unwrap_or_else(|error| panic!("{error}"));
         Config::try_from(args.run)

@@ -77,7 +77,7 @@ pub struct EndpointArgs {
     /// How long a request is held in silence for its credentials, below 1s: most SDKs give up after 1 s
     ///
     /// What is decided by then is an ordinary reply with its true status.
-    #[arg(long, env = "ROLECALL_HOLD", value_name = "TIME", default_value = "700ms", value_parser = duration)]
+    #[arg(long, env = "ROLECALL_HOLD", value_name = "TIME", default_value = "500ms", value_parser = duration)]
     pub hold: Duration,
     /// What a request gets whose credentials take longer than --hold
     #[arg(long, env = "ROLECALL_SLOW_ANSWER", value_name = "WAY", value_enum, default_value = "drip")]

@@ -4,9 +4,8 @@ mod sts;
 
 use std::{
     collections::BTreeSet,
-    fmt,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -14,7 +13,7 @@ use rolecall_contract::SessionDuration;
 
 use self::sts::check_sts;
 pub(super) use self::sts::is_loopback;
-use super::{Config, ConfigError, KubernetesConfig, NodeConfig, ServerConfig, TokensConfig};
+use super::{Config, KubernetesConfig, NodeConfig, ServerConfig, TokensConfig};
 use crate::{
     args::{
         EndpointArgs, FirewallProgramArgs, HandoverArgs, LimitArgs, ManageAddresses, MetadataArgs,
@@ -27,7 +26,10 @@ use crate::{
     server::{caller, endpoint, limits, listener, slow},
     sessions, token,
 };
-use rolecall_process::{admin, telemetry};
+use rolecall_process::{
+    setting::{Checked, Mistake},
+    telemetry,
+};
 
 /// Most SDKs give up on a server that is silent for this long.
 const SDK_PATIENCE: Duration = Duration::from_secs(1);
@@ -44,10 +46,7 @@ const GIVE_UP_DRIPPING: Duration = Duration::from_secs(21);
 /// Nobody waits in silence for longer.
 const GIVE_UP_HOLDING: Duration = Duration::from_secs(60);
 
-/// Longest path of a Unix socket (107 bytes), less the suffix that it carries until it is ready.
-const MAX_SOCKET_PATH: usize = 96;
-
-pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
+pub(super) fn config(args: RunArgs) -> Result<Config, Vec<Mistake>> {
     let RunArgs { pods, tokens, sts, sessions, endpoint, limits, metadata, process, log, environment } = args;
     let mut checked = Checked::default();
     check_listeners(&mut checked, &endpoint, &process);
@@ -84,29 +83,19 @@ pub(super) fn config(args: RunArgs) -> Result<Config, Vec<ConfigError>> {
         },
         node: check_node(&mut checked, endpoint.manage_addresses, metadata, startup_taint),
         handover_socket: check_handover(&mut checked, &process),
-        drain_deadline: check_drain(&mut checked, process.drain_deadline),
-        admin: check_admin(&mut checked, process),
+        drain_deadline: checked.drain(
+            "--drain-deadline",
+            process.drain_deadline,
+            "choose up to 1h, below the pod's terminationGracePeriodSeconds",
+        ),
+        admin: checked.admin(
+            process.admin_listen,
+            process.admin_socket.admin_socket,
+            process.metrics_listen.address(),
+        ),
         log: telemetry::Config { format: log.log_format, filter: log.log_level },
     };
     if checked.mistakes.is_empty() { Ok(config) } else { Err(checked.mistakes) }
-}
-
-/// The mistakes found so far.
-#[derive(Default)]
-struct Checked {
-    mistakes: Vec<ConfigError>,
-}
-
-impl Checked {
-    fn that(&mut self, holds: bool, flag: &'static str, given: impl fmt::Debug, remedy: &str) {
-        if !holds {
-            self.mistake(flag, format!("{given:?}"), remedy);
-        }
-    }
-
-    fn mistake(&mut self, flag: &'static str, given: String, remedy: impl Into<String>) {
-        self.mistakes.push(ConfigError { flag, given, remedy: remedy.into() });
-    }
 }
 
 fn check_node_name(checked: &mut Checked, args: &PodArgs) -> String {
@@ -206,7 +195,7 @@ fn check_timing(checked: &mut Checked, args: &EndpointArgs) -> slow::Timing {
         args.hold < SDK_PATIENCE,
         "--hold",
         args.hold,
-        "most SDKs give up after 1s of silence; choose less, such as 700ms",
+        "most SDKs give up after 1s of silence; choose less, such as 500ms",
     );
     checked.that(
         DRIP_INTERVALS.0 <= args.drip_interval && args.drip_interval <= DRIP_INTERVALS.1,
@@ -325,16 +314,6 @@ pub(super) fn addresses_to_put(listen: &[SocketAddr]) -> Vec<IpAddr> {
     addresses.into_iter().filter(|address| loopback::is_ours_to_put(*address)).collect()
 }
 
-fn check_drain(checked: &mut Checked, deadline: Duration) -> Duration {
-    checked.that(
-        deadline <= Duration::from_secs(3600),
-        "--drain-deadline",
-        deadline,
-        "choose up to 1h, below the pod's terminationGracePeriodSeconds",
-    );
-    deadline
-}
-
 /// A chart that sets every variable leaves this one empty.
 pub(super) fn handover_socket(args: HandoverArgs) -> Option<PathBuf> {
     args.handover_socket.filter(|path| !path.as_os_str().is_empty())
@@ -342,12 +321,7 @@ pub(super) fn handover_socket(args: HandoverArgs) -> Option<PathBuf> {
 
 fn check_handover(checked: &mut Checked, args: &ProcessArgs) -> Option<PathBuf> {
     let socket = handover_socket(args.handover.clone())?;
-    checked.that(
-        is_socket_path(&socket),
-        "--handover-socket",
-        &socket,
-        "give an absolute path of at most 96 bytes, such as /run/rolecall-handover/handover.sock",
-    );
+    checked.socket("--handover-socket", &socket, "/run/rolecall-handover/handover.sock");
     checked.that(
         socket != args.admin_socket.admin_socket,
         "--handover-socket",
@@ -355,30 +329,6 @@ fn check_handover(checked: &mut Checked, args: &ProcessArgs) -> Option<PathBuf> 
         "--admin-socket is there, which each daemon has for itself; give another path, which all daemons of the node share",
     );
     Some(socket)
-}
-
-fn check_admin(checked: &mut Checked, args: ProcessArgs) -> admin::Config {
-    if let Some(address) = args.admin_listen.address() {
-        checked.that(
-            address.ip().is_loopback(),
-            "--admin-listen",
-            address,
-            "give a loopback address, such as 127.0.0.1:9910, or off; probes use the Unix socket, Prometheus \
-             --metrics-listen",
-        );
-    }
-    let socket: PathBuf = args.admin_socket.admin_socket;
-    checked.that(
-        is_socket_path(&socket),
-        "--admin-socket",
-        &socket,
-        "give an absolute path of at most 96 bytes, such as /run/rolecall/admin.sock",
-    );
-    admin::Config {
-        listen: args.admin_listen.address(),
-        socket,
-        metrics_listen: args.metrics_listen.address(),
-    }
 }
 
 /// Checks that no two listeners want one port.
@@ -394,32 +344,7 @@ fn check_listeners(checked: &mut Checked, endpoint: &EndpointArgs, process: &Pro
             .into_iter()
             .filter_map(|(flag, listen)| Some((flag, listen.address()?))),
     );
-    let mut earlier: Vec<(&'static str, SocketAddr)> = Vec::new();
-    for (flag, address) in all {
-        let conflicts: BTreeSet<String> = earlier
-            .iter()
-            .filter(|(_, other)| is_conflict(address, *other))
-            .map(|(flag, other)| format!("{flag} {other}"))
-            .collect();
-        if let Some(conflict) = conflicts.first() {
-            checked.mistake(
-                flag,
-                address.to_string(),
-                format!("{conflict} has this port already; give each its own"),
-            );
-        }
-        earlier.push((flag, address));
-    }
-}
-
-/// Whether the kernel would refuse the second of two listeners. Port 0 is any free port.
-fn is_conflict(a: SocketAddr, b: SocketAddr) -> bool {
-    let same_port = a.port() == b.port() && a.port() != 0;
-    same_port && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
-}
-
-fn is_socket_path(path: &Path) -> bool {
-    path.is_absolute() && path.file_name().is_some() && path.as_os_str().len() <= MAX_SOCKET_PATH
+    checked.listeners(all);
 }
 
 fn is_one_word(text: &str) -> bool {

@@ -4,8 +4,8 @@ use std::fmt;
 
 use url::Url;
 
-use super::ConfigError;
 use crate::args::Environment;
+use rolecall_process::setting::Mistake;
 
 /// Which requests to STS go through a proxy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct ProxyConfig {
 pub struct ProxyUrl(Url);
 
 impl ProxyConfig {
-    pub(super) fn parse(environment: &Environment) -> Result<Self, Vec<ConfigError>> {
+    pub(super) fn parse(environment: &Environment) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let mut parse = |flag, value: &Option<String>| {
             let parsed = ProxyUrl::parse(flag, value.as_deref()?);
@@ -46,12 +46,12 @@ impl ProxyUrl {
     }
 
     /// Takes `host:port` for a plain http proxy, as curl does.
-    fn parse(flag: &'static str, text: &str) -> Result<Self, ConfigError> {
+    fn parse(flag: &'static str, text: &str) -> Result<Self, Mistake> {
         let text = text.trim();
         let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         match whole.parse::<Url>() {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(Self(url)),
-            Ok(_) | Err(_) => Err(ConfigError {
+            Ok(_) | Err(_) => Err(Mistake {
                 flag,
                 // Only what stands after the @ is repeated: before it is the password.
                 given: format!("{:?}", text.rsplit('@').next().unwrap_or_default()),

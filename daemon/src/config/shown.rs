@@ -1,8 +1,6 @@
 //! The settings in force, written as the flags that would bring them about.
 
-use std::net::SocketAddr;
-
-use clap::ValueEnum;
+use rolecall_process::setting::{address_or_off, joined, name_of};
 
 use super::Config;
 use crate::{
@@ -95,18 +93,4 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("NO_PROXY", sts.proxy.no_proxy.clone()),
     ];
     rows.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect()
-}
-
-fn joined(values: impl Iterator<Item = String>) -> Option<String> {
-    let values: Vec<String> = values.collect();
-    if values.is_empty() { None } else { Some(values.join(",")) }
-}
-
-fn address_or_off(address: Option<SocketAddr>) -> String {
-    address.map_or_else(|| "off".to_owned(), |address| address.to_string())
-}
-
-/// The value as it is typed.
-fn name_of(value: &impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }

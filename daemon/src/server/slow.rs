@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     const TIMING: Timing = Timing {
-        hold: Duration::from_millis(700),
+        hold: Duration::from_millis(500),
         interval: Duration::from_millis(400),
         give_up_after: Duration::from_secs(20),
         mode: Mode::Drip,
@@ -192,7 +192,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_space_at_once_and_one_every_interval() {
         let (items, reset) = collect(pending(), 4).await;
-        assert_eq!(items, [space(700), space(1100), space(1500), space(1900)]);
+        assert_eq!(items, [space(500), space(900), space(1300), space(1700)]);
         assert!(reset, "what cuts it off now resets it");
     }
 
@@ -203,7 +203,7 @@ mod tests {
             Ok(Bytes::from_static(b"{}"))
         };
         let (items, reset) = collect(outcome, 9).await;
-        assert_eq!(items, [space(700), space(1100), (1200, Some("{}".into()))]);
+        assert_eq!(items, [space(500), space(900), (1000, Some("{}".into()))]);
         assert!(!reset);
     }
 
@@ -214,7 +214,7 @@ mod tests {
             Err(GivenUp)
         };
         let (items, reset) = collect(outcome, 9).await;
-        assert_eq!(items, [space(700), (1100, None)], "the space due at 1100 is not sent");
+        assert_eq!(items, [space(500), (1100, None)], "the space due at 900 is not sent");
         assert!(reset);
     }
 
@@ -225,7 +225,7 @@ mod tests {
             Err(GivenUp)
         };
         let (items, reset) = collect(outcome, 9).await;
-        assert_eq!(items, [space(700), space(1100), space(1500), (1600, None)]);
+        assert_eq!(items, [space(500), space(900), space(1300), (1400, None)]);
         assert!(reset);
     }
 }

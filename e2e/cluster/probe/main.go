@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -220,6 +221,7 @@ func loop(asked request) {
 		select {
 		case <-end:
 			report(seen)
+			untilAlone()
 			return
 		case <-time.After(20 * time.Millisecond):
 		}
@@ -294,6 +296,17 @@ func ended() <-chan os.Signal {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	return signals
+}
+
+// untilAlone waits for what was started beside this process to end, for a second at most: with the first process of a
+// container all others are killed, and `kubectl exec … /probe end` would seem to have failed.
+func untilAlone() {
+	for begun := time.Now(); time.Since(begun) < time.Second; time.Sleep(time.Millisecond) {
+		others, err := filepath.Glob("/proc/[0-9]*")
+		if err != nil || len(others) < 2 {
+			return
+		}
+	}
 }
 
 // report writes to the standard output, and to the container's termination message where this is its first process.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use url::{Host, Url};
 
-use super::{Checked, SDK_PATIENCE};
+use rolecall_process::setting::Checked;
+
+use super::SDK_PATIENCE;
 use crate::{
     args::{Environment, StsArgs},
     config::{ProxyConfig, StsConfig},

@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{Checked, filled, form::is_dns_name};
+use rolecall_process::setting::Checked;
+
+use super::{
+    filled,
+    form::{self, is_dns_name},
+};
 use crate::{
     args::{CertificateArgs, CertificateMode, TlsVersion},
     certificate::{FilesConfig, Lifetimes},
@@ -72,9 +77,9 @@ pub(super) fn check_certificate(checked: &mut Checked, args: CertificateArgs) ->
                     );
                 }
             }
-            checked.name("--tls-secret", &args.tls_secret);
-            checked.label("--service-name", &args.service_name);
-            checked.name("--webhook-configuration", &webhook_configuration);
+            form::check_name(checked, "--tls-secret", &args.tls_secret);
+            form::check_label(checked, "--service-name", &args.service_name);
+            form::check_name(checked, "--webhook-configuration", &webhook_configuration);
             let other_names: Vec<String> =
                 args.certificate_name.into_iter().filter(|name| !name.is_empty()).collect();
             for name in &other_names {

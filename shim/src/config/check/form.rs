@@ -3,6 +3,20 @@
 use std::net::IpAddr;
 
 use rolecall_contract::endpoint;
+use rolecall_process::setting::Checked;
+
+/// The name of most objects.
+pub(super) fn check_name(checked: &mut Checked, flag: &'static str, name: &str) {
+    let remedy = "a name has 1 to 253 lower-case letters, digits, dashes and dots";
+    checked.that(is_dns_name(name), flag, name, remedy);
+}
+
+/// The name of a namespace, Service or volume.
+pub(super) fn check_label(checked: &mut Checked, flag: &'static str, name: &str) {
+    let remedy =
+        "such a name has 1 to 63 lower-case letters, digits and dashes, with a letter or digit at both ends";
+    checked.that(is_dns_label(name), flag, name, remedy);
+}
 
 /// A subdomain of RFC 1123, as most objects are named.
 pub(super) fn is_dns_name(name: &str) -> bool {

@@ -2,9 +2,13 @@
 
 use rolecall_contract::{annotation, endpoint};
 
+use rolecall_process::setting::Checked;
+
 use super::{
-    Checked, error_text, filled,
-    form::{CredentialsUri, credentials_uri, is_dns_name, is_mount_path, is_path_inside, is_region, is_word},
+    error_text, filled,
+    form::{
+        self, CredentialsUri, credentials_uri, is_dns_name, is_mount_path, is_path_inside, is_region, is_word,
+    },
 };
 use crate::{
     args::{IdentityArgs, PodArgs},
@@ -103,7 +107,7 @@ fn check_container_credentials(checked: &mut Checked, args: &IdentityArgs) -> Co
     } = args.clone();
     check_audience(checked, "--container-credentials-audience", &audience, "pods.eks.amazonaws.com");
     let mount_path = check_directory(checked, "--container-credentials-token-mount-path", mount_path);
-    checked.label("--container-credentials-token-volume-name", &volume_name);
+    form::check_label(checked, "--container-credentials-token-volume-name", &volume_name);
     checked.that(
         is_path_inside(&token_path),
         "--container-credentials-token-path",
