@@ -13,6 +13,7 @@ use super::{CredentialKey, Credentials, FetchError};
 pub type Outcome = Result<Arc<Credentials>, FetchError>;
 
 /// All that the next daemon has to know of a key so that it repeats no exchange. Spans count from when it was told.
+#[derive(Clone)]
 pub struct Inherited {
     pub key: CredentialKey,
     /// An exchange is out, whose result follows.
@@ -35,11 +36,37 @@ pub struct Inherited {
     pub due_in: Option<Duration>,
 }
 
+/// Which of the other daemons of the node: with two hand-overs in a row, there is one on either side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Neighbor {
+    /// The one that this daemon took over from.
+    Before,
+    /// The one that takes over from this daemon.
+    Next,
+}
+
+/// The other daemons of the node, as far as they are known.
+#[derive(Default)]
+pub(super) struct Neighbors {
+    pub(super) before: Option<Arc<dyn Counterpart>>,
+    pub(super) next: Option<Arc<dyn Counterpart>>,
+}
+
 /// The other daemon of a hand-over, as far as exchanges go.
 pub trait Counterpart: Send + Sync {
-    /// What comes of `key` over there; `None` where the other will not say, and the exchange is ours to make.
+    /// What comes of `key` over there; `None` where the other will not say, and the exchange is ours to make. Whoever
+    /// asks for the same exchange is told the same.
     fn fetch(&self, key: &CredentialKey) -> BoxFuture<'static, Option<Outcome>>;
 
     /// An exchange of ours has ended; with `None`, without a result that is of use over there.
     fn ended(&self, key: &CredentialKey, outcome: Option<&Outcome>);
+}
+
+impl Neighbors {
+    pub(super) fn get(&self, which: Neighbor) -> Option<Arc<dyn Counterpart>> {
+        match which {
+            Neighbor::Before => self.before.clone(),
+            Neighbor::Next => self.next.clone(),
+        }
+    }
 }

@@ -7,7 +7,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     Config, CredentialKey, Credentials, SessionRequest,
     exchange::{FetchError, Sts},
-    handover::{Counterpart, Inherited},
+    handover::{Counterpart, Inherited, Neighbors},
     metrics::Metrics,
     table::{Limits, Now, Status, Table},
     worker::Worker,
@@ -45,8 +45,7 @@ pub(super) struct Shared {
     /// Wakes the worker when there is something new to do.
     pub(super) wake: Arc<Notify>,
     roles_per_pod: usize,
-    /// The other daemon, from a hand-over on.
-    counterpart: Mutex<Option<Arc<dyn Counterpart>>>,
+    neighbors: Mutex<Neighbors>,
 }
 
 impl CredentialManager {
@@ -66,7 +65,7 @@ impl CredentialManager {
             clock,
             wake: Arc::new(Notify::new()),
             roles_per_pod: config.roles_per_pod,
-            counterpart: Mutex::new(None),
+            neighbors: Mutex::default(),
         });
         let worker = Worker::new(config, sts, tokens, metrics, shared.clone());
         (Self { shared }, worker)
@@ -125,7 +124,7 @@ impl CredentialManager {
     /// are out: `successor` hears of their ends, and is asked for what requests still wait for here.
     pub fn freeze(&self, successor: Arc<dyn Counterpart>) -> Vec<Inherited> {
         // Before the table says what is under way, so that no end is missed.
-        *self.shared.counterpart_slot() = Some(successor);
+        self.shared.neighbors().next = Some(successor);
         let now = self.shared.now();
         let inherited = self.shared.table().freeze(now);
         self.shared.wake.notify_one();
@@ -134,7 +133,7 @@ impl CredentialManager {
 
     /// Makes exchanges again: the next daemon did not come to be.
     pub fn thaw(&self) {
-        *self.shared.counterpart_slot() = None;
+        self.shared.neighbors().next = None;
         let now = self.shared.now();
         self.shared.table().thaw(now);
         self.shared.wake.notify_one();
@@ -149,7 +148,7 @@ impl CredentialManager {
         predecessor: Arc<dyn Counterpart>,
         wanted: impl Fn(&CredentialKey) -> Option<SessionRequest>,
     ) {
-        *self.shared.counterpart_slot() = Some(predecessor);
+        self.shared.neighbors().before = Some(predecessor);
         let now = self.shared.now();
         self.shared.table().adopt(inherited, wanted, now);
         self.shared.wake.notify_one();
@@ -209,11 +208,7 @@ impl Shared {
         Now::of(&self.clock)
     }
 
-    pub(super) fn counterpart(&self) -> Option<Arc<dyn Counterpart>> {
-        self.counterpart_slot().clone()
-    }
-
-    fn counterpart_slot(&self) -> MutexGuard<'_, Option<Arc<dyn Counterpart>>> {
-        self.counterpart.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn neighbors(&self) -> MutexGuard<'_, Neighbors> {
+        self.neighbors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -21,6 +21,7 @@ use self::{
 use super::{
     CredentialKey, Credentials, SessionRequest,
     exchange::FetchError,
+    handover::Neighbor,
     metrics::Counts,
     policy,
     queue::{Priority, Queue},
@@ -54,6 +55,8 @@ pub(super) struct Table {
     is_frozen: bool,
     /// What the daemon before this one knew of keys that nobody has wanted here yet.
     unclaimed: HashMap<CredentialKey, Unclaimed>,
+    /// Exchanges of the daemon before for keys that nobody has wanted here, whose ends the next one waits for.
+    relays: Vec<CredentialKey>,
 }
 
 /// What one pod may have.
@@ -77,8 +80,8 @@ pub(super) struct Work {
     pub(super) ticket: Ticket,
     pub(super) request: SessionRequest,
     pub(super) alive: CancellationToken,
-    /// Whether the other daemon of a hand-over is to be asked first.
-    pub(super) is_elsewhere: bool,
+    /// The daemon that is to be asked first.
+    pub(super) elsewhere: Option<Neighbor>,
 }
 
 /// How a fetch ended.
@@ -116,6 +119,7 @@ impl Table {
             limits,
             is_frozen: false,
             unclaimed: HashMap::new(),
+            relays: Vec::new(),
         }
     }
 
@@ -219,8 +223,12 @@ impl Table {
             };
             entry.awaited_since = since;
             entry.phase = Phase::Fetching;
-            let is_elsewhere = std::mem::take(&mut entry.is_under_way_elsewhere) || self.is_frozen;
-            return Some(Work { is_elsewhere, ..entry.work() });
+            let elsewhere = match (std::mem::take(&mut entry.is_under_way_before), self.is_frozen) {
+                (true, _) => Some(Neighbor::Before),
+                (false, true) => Some(Neighbor::Next),
+                (false, false) => None,
+            };
+            return Some(Work { elsewhere, ..entry.work() });
         }
         None
     }

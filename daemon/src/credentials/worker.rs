@@ -9,7 +9,7 @@ use super::{
     Config, CredentialKey, Credentials, SessionRequest,
     exchange::{FetchError, Sts},
     fetch::Fetcher,
-    handover::Outcome,
+    handover::{Neighbor, Outcome},
     manager::Shared,
     metrics::Metrics,
     pace::{Limits, Pace},
@@ -39,6 +39,8 @@ type OnFailure = Box<dyn Fn(&SessionRequest, &FetchError) + Send>;
 enum Done {
     Fetched(Box<SessionRequest>, Ticket, Fetched, By),
     TokenCame(Ticket),
+    /// An exchange of the daemon before has ended that is none of ours.
+    Relayed(CredentialKey, Option<Outcome>),
     /// The pod was forgotten, or the token is looked for in another way.
     GivenUp(CredentialKey),
 }
@@ -107,6 +109,8 @@ impl<S: Sts> Worker<S> {
             self.follow_clock_at = now.at + LONGEST_SLEEP;
             self.shared.table().follow_clock(now);
         }
+        let relays = self.shared.table().take_relays();
+        relays.into_iter().for_each(|key| self.relay(key));
         let look_again_at = loop {
             // A place that comes free wakes the worker, so full is no reason to look again sooner.
             let Some(free_at) = self.pace.free_at(now.at) else {
@@ -129,9 +133,9 @@ impl<S: Sts> Worker<S> {
         look_again_at
     }
 
-    fn fetch(&mut self, Work { ticket, request, alive, is_elsewhere }: Work) {
+    fn fetch(&mut self, Work { ticket, request, alive, elsewhere }: Work) {
         let fetcher = self.fetcher.clone();
-        let other = self.shared.counterpart().filter(|_| is_elsewhere);
+        let other = elsewhere.and_then(|which| self.shared.neighbors().get(which));
         // Also while the other daemon has the exchange: the bound is on those of the node.
         let place = self.pace.take(Instant::now());
         self.under_way.push(Box::pin(async move {
@@ -168,10 +172,23 @@ impl<S: Sts> Worker<S> {
         }));
     }
 
+    /// Passes an exchange of the daemon before on to the next one. It holds no place: it does at the one before.
+    fn relay(&mut self, key: CredentialKey) {
+        let before = self.shared.neighbors().get(Neighbor::Before);
+        self.under_way.push(Box::pin(async move {
+            let outcome = match before {
+                Some(before) => before.fetch(&key).await,
+                None => None,
+            };
+            Done::Relayed(key, outcome)
+        }));
+    }
+
     fn take(&mut self, done: Done) {
         let now = self.shared.now();
         match done {
-            Done::GivenUp(key) => self.tell_other(&key, None),
+            Done::GivenUp(key) => self.tell_next(&key, None),
+            Done::Relayed(key, outcome) => self.tell_next(&key, outcome.as_ref()),
             Done::TokenCame(ticket) => {
                 let waited = self.shared.table().token_came(&ticket, now);
                 if let Some(waited) = waited {
@@ -189,7 +206,7 @@ impl<S: Sts> Worker<S> {
                     Fetched::Failed(error) => Some(Err(error.clone())),
                     Fetched::TokenMissing => None,
                 };
-                self.tell_other(&ticket.key, outcome.as_ref());
+                self.tell_next(&ticket.key, outcome.as_ref());
                 let consequence = self.shared.table().finish(&ticket, fetched, now);
                 match consequence {
                     Consequence::Dropped => {}
@@ -208,10 +225,11 @@ impl<S: Sts> Worker<S> {
         }
     }
 
-    /// Lets the other daemon of a hand-over know how an exchange ended, in case it waits for it.
-    fn tell_other(&self, key: &CredentialKey, outcome: Option<&Outcome>) {
-        if let Some(other) = self.shared.counterpart() {
-            other.ended(key, outcome);
+    /// Lets the daemon that takes over know how an exchange ended, in case it waits for it.
+    fn tell_next(&self, key: &CredentialKey, outcome: Option<&Outcome>) {
+        let next = self.shared.neighbors().get(Neighbor::Next);
+        if let Some(next) = next {
+            next.ended(key, outcome);
         }
     }
 }

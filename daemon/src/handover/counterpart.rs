@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use tokio::{
     sync::{mpsc::UnboundedSender, oneshot},
     time::timeout,
@@ -44,8 +47,8 @@ pub(super) struct Predecessor {
 struct UnderWay {
     /// `None` once it has ended, or the other has.
     end: Option<oneshot::Sender<Option<Outcome>>>,
-    /// `None` once somebody waits.
-    ended: Option<oneshot::Receiver<Option<Outcome>>>,
+    /// For whoever has it here, and for the next daemon.
+    ended: Shared<oneshot::Receiver<Option<Outcome>>>,
 }
 
 impl Successor {
@@ -98,7 +101,7 @@ impl Predecessor {
     pub(super) fn new(inherited: &[Inherited]) -> Self {
         let under_way = inherited.iter().filter(|inherited| inherited.is_under_way).map(|inherited| {
             let (end, ended) = oneshot::channel();
-            (inherited.key.clone(), UnderWay { end: Some(end), ended: Some(ended) })
+            (inherited.key.clone(), UnderWay { end: Some(end), ended: ended.shared() })
         });
         Self { under_way: Mutex::new(under_way.collect()) }
     }
@@ -123,7 +126,7 @@ impl Predecessor {
 
 impl Counterpart for Predecessor {
     fn fetch(&self, key: &CredentialKey) -> BoxFuture<'static, Option<Outcome>> {
-        match self.under_way().get_mut(key).and_then(|under_way| under_way.ended.take()) {
+        match self.under_way().get(key).map(|under_way| under_way.ended.clone()) {
             Some(ended) => async { timeout(EXCHANGE_WITHIN, ended).await.ok()?.ok().flatten() }.boxed(),
             None => future::ready(None).boxed(),
         }
@@ -149,11 +152,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_exchange_of_the_daemon_before_is_had_once() {
+    async fn an_exchange_of_the_daemon_before_is_told_to_all_who_ask_for_it() {
+        let predecessor = Predecessor::new(&[inherited()]);
+        let early = predecessor.fetch(&key());
+        predecessor.ended(&WireKey::from(&key()), WireOutcome::of(&Ok(credentials())));
+        predecessor.is_gone();
+        assert!(matches!(early.await, Some(Ok(_))));
+        assert!(matches!(predecessor.fetch(&key()).await, Some(Ok(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_daemon_before_leaves_undone_is_ours_to_make() {
         let predecessor = Predecessor::new(&[inherited()]);
         let fetched = predecessor.fetch(&key());
-        predecessor.ended(&WireKey::from(&key()), WireOutcome::of(&Ok(credentials())));
-        assert!(matches!(fetched.await, Some(Ok(_))));
-        assert!(predecessor.fetch(&key()).await.is_none(), "the next one is ours to make");
+        predecessor.is_gone();
+        assert!(fetched.await.is_none());
+        let nothing_out = Predecessor::new(&[Inherited { is_under_way: false, ..inherited() }]);
+        assert!(nothing_out.fetch(&key()).await.is_none());
     }
 }

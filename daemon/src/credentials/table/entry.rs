@@ -35,7 +35,7 @@ pub(super) struct Entry {
     /// When it was due unasked before the table was frozen.
     pub(super) was_due_at: Option<Instant>,
     /// The daemon before this one is fetching it; to be asked once.
-    pub(super) is_under_way_elsewhere: bool,
+    pub(super) is_under_way_before: bool,
     /// Ends whatever is under way for this entry when it goes.
     pub(super) alive: CancellationToken,
     _ends_with_it: DropGuard,
@@ -119,7 +119,7 @@ impl Entry {
             failures: 0,
             refusals: 0,
             was_due_at: None,
-            is_under_way_elsewhere: false,
+            is_under_way_before: false,
             _ends_with_it: alive.clone().drop_guard(),
             alive,
         }
@@ -130,7 +130,7 @@ impl Entry {
             ticket: Ticket { key: self.request.key.clone(), generation: self.generation },
             request: self.request.clone(),
             alive: self.alive.clone(),
-            is_elsewhere: false,
+            elsewhere: None,
         }
     }
 

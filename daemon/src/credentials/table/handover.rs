@@ -23,24 +23,51 @@ impl Unclaimed {
     pub(super) fn is_kept(&self, now: Now) -> bool {
         now.at < self.at + KEEP_UNCLAIMED
     }
+
+    /// As it is told to the next daemon, which has a minute of its own to claim it in.
+    fn bequeath(&self, now: Now) -> Inherited {
+        let was = &self.inherited;
+        let left = |span: Duration| (self.at + span).saturating_duration_since(now.at);
+        let remembered = was.remembered.as_ref().map(|(error, span)| (error.clone(), left(*span)));
+        Inherited {
+            credentials: was.credentials.clone().filter(|it| it.is_valid_at(now.wall)),
+            remembered: remembered.filter(|(_, span)| !span.is_zero()),
+            retry_in: left(was.retry_in),
+            due_in: was.due_in.map(left),
+            ..was.clone()
+        }
+    }
 }
 
 impl Table {
-    /// Tells all there is to tell of every key, and from then on begins only what requests wait for, which the
-    /// other daemon is to be asked for first. What is under way goes on.
+    /// Tells all there is to tell of every key, claimed or not, and from then on begins only what requests wait for,
+    /// which the next daemon is to be asked for first. What is under way goes on, at the daemon before as well.
     pub(in crate::credentials) fn freeze(&mut self, now: Now) -> Vec<Inherited> {
-        let inherited = self.entries.values().map(|entry| self.bequeath(entry, now)).collect();
+        let unclaimed = self.unclaimed.values().filter(|unclaimed| unclaimed.is_kept(now));
+        let unclaimed = unclaimed.map(|unclaimed| unclaimed.bequeath(now));
+        let claimed = self.entries.values().map(|entry| self.bequeath(entry, now));
+        let inherited: Vec<Inherited> = claimed.chain(unclaimed).collect();
+        let is_relayed = |it: &&Inherited| it.is_under_way && !self.entries.contains_key(&it.key);
+        self.relays = inherited.iter().filter(is_relayed).map(|it| it.key.clone()).collect();
         self.is_frozen = true;
         self.queue.set_only_urgent(true);
         self.held_back.clear();
         for (key, entry) in &mut self.entries {
             entry.was_due_at = self.queue.due_at(key);
             self.queue.forget(key);
-            if entry.is_waited_for() && matches!(entry.phase, Phase::Idle) {
+            if matches!(entry.phase, Phase::Idle) && entry.is_under_way_before {
+                // The next daemon waits for its end.
+                self.queue.raise(key, Priority::RealTime, now.at);
+            } else if matches!(entry.phase, Phase::Idle) && entry.is_waited_for() {
                 self.queue.raise(key, Priority::RealTime, entry.was_due_at.unwrap_or(now.at));
             }
         }
         inherited
+    }
+
+    /// The keys whose exchange the daemon before has out and the next one waits for; each is told once.
+    pub(in crate::credentials) fn take_relays(&mut self) -> Vec<CredentialKey> {
+        std::mem::take(&mut self.relays)
     }
 
     /// Goes on as if it had never been frozen.
@@ -105,7 +132,8 @@ impl Table {
         entry.failures = inherited.failures;
         entry.refusals = inherited.refusals;
         entry.retry_at = at + inherited.retry_in;
-        entry.is_under_way_elsewhere = inherited.is_under_way;
+        // From the offer on, its end is for the next daemon, which is asked for it.
+        entry.is_under_way_before = inherited.is_under_way && !self.is_frozen;
         entry.status.send_replace(Status {
             credentials: inherited.credentials,
             is_best: inherited.is_best,
@@ -113,7 +141,7 @@ impl Table {
             remembered: inherited.remembered.map(|(error, left)| (error, at + left)),
             gone: false,
         });
-        let (priority, at) = match (inherited.is_under_way, inherited.due_in) {
+        let (priority, at) = match (entry.is_under_way_before, inherited.due_in) {
             (true, _) => (Priority::RealTime, now.at),
             (false, Some(due_in)) => (entry.priority(now), at + due_in),
             (false, None) => (entry.priority(now), now.at),
@@ -139,7 +167,7 @@ impl Table {
         let is_about_the_token = status.failure.is_some() && failure.is_none();
         Inherited {
             key: key.clone(),
-            is_under_way: matches!(entry.phase, Phase::Fetching),
+            is_under_way: matches!(entry.phase, Phase::Fetching) || entry.is_under_way_before,
             credentials: status.valid(now.wall).cloned(),
             is_best: status.is_best,
             refresh_at: entry.refresh_at,
@@ -156,3 +184,6 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn request(pod: u8, role: u8) -> SessionRequest {
+pub(super) fn request(pod: u8, role: u8) -> SessionRequest {
     let name = format!("pod-{pod}");
     let values =
         SessionNameValues { cluster: "", namespace: "shop", pod: &name, service_account: "", node: "" };
@@ -60,7 +60,7 @@ fn request(pod: u8, role: u8) -> SessionRequest {
     SessionRequest { key, pod, volumes: [].into(), urgency: Urgency::LEAST }
 }
 
-fn credentials(request: &SessionRequest, lifetime: u64, now: Now) -> Fetched {
+pub(super) fn credentials(request: &SessionRequest, lifetime: u64, now: Now) -> Fetched {
     let issued = Issued {
         access_key_id: "ASIA".to_owned(),
         secret_access_key: Zeroizing::new("secret".to_owned()),
@@ -72,7 +72,7 @@ fn credentials(request: &SessionRequest, lifetime: u64, now: Now) -> Fetched {
     Fetched::Issued(Arc::new(Credentials::new(issued, &request.key.role, now.wall).unwrap()))
 }
 
-fn failure(kind: u8) -> Fetched {
+pub(super) fn failure(kind: u8) -> Fetched {
     let text = || Arc::from("text");
     match kind {
         0 => Fetched::TokenMissing,

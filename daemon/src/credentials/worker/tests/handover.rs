@@ -124,6 +124,33 @@ async fn an_exchange_that_is_out_is_finished_by_the_old_daemon_for_both() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_exchange_that_is_out_reaches_the_daemon_after_the_next_past_one_that_does_not_know_its_pod() {
+    for old_ends in [false, true] {
+        let node = Node::start();
+        node.sts.always(after(2 * SECOND, Answer::Issue(HOUR)));
+        let request = node.pod("a");
+        node.manager.warm(request.clone());
+        pass(SECOND).await;
+        let (second, old) = node.hand_over(node.next(), &[]);
+        let third = node.next();
+        third.manager.warm(request.clone());
+        let between = Arc::new(Other::default());
+        let inherited = second.freeze(Arc::new(Heir(between.clone())));
+        let third = third.take_over(inherited, between, |_| None);
+        pass(SECOND / 2).await;
+        assert_eq!(node.sts.count(), 1);
+        if old_ends {
+            node.worker.abort();
+            old.ends(&request.key, None);
+        }
+        let mut pending = third.request(request).unwrap();
+        let (key, exchanges) = if old_ends { ("ASIA2", 2) } else { ("ASIA1", 1) };
+        assert_eq!(pending.outcome().await.unwrap().access_key_id(), key);
+        assert_eq!(node.sts.count(), exchanges);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_exchange_is_made_anew_when_the_old_daemon_dies_over_it() {
     let node = Node::start();
     node.sts.always(after(2 * SECOND, Answer::Issue(HOUR)));
