@@ -40,6 +40,8 @@ pub enum Error {
     CutOff,
     #[error("a message did not come with its descriptors")]
     NoDescriptors,
+    #[error("the other daemon stands still: it takes nothing in")]
+    Stuck,
     #[error("talk to the other daemon")]
     Io(#[from] io::Error),
 }

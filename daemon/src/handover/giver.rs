@@ -15,7 +15,7 @@ use rolecall_process::{
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
@@ -141,7 +141,7 @@ impl Meeting<'_> {
                 Some(message) => self.happens(Event::Received(&message)).await,
                 None => self.happens(Event::Closed).await,
             },
-            Some(message) = passed_on => self.writer.send(&message, &[]).await?,
+            Some(message) = passed_on => self.send(&message, &[]).await?,
             () = sleep_until(self.until), if self.state != State::Released => {
                 tracing::warn!("the daemon that would take over does not go on; serving on");
                 self.happens(Event::GaveUp).await;
@@ -164,7 +164,7 @@ impl Meeting<'_> {
                 Step::Refuse(refusal) => {
                     tracing::warn!(reason = %refusal, "refuse to hand over");
                     self.giver.metrics.gave(Counted::Refused);
-                    let _ = self.writer.send(&Message::Refuse { reason: refusal.to_string() }, &[]).await;
+                    let _ = self.send(&Message::Refuse { reason: refusal.to_string() }, &[]).await;
                     None
                 }
                 Step::Offer { has_cache } => self.offer(has_cache).await.err().map(|error| {
@@ -176,7 +176,7 @@ impl Meeting<'_> {
                     if let Err(error) = self.giver.mark.set() {
                         tracing::warn!(%error, "mark this pod as one that has handed over");
                     }
-                    Some(match self.writer.send(&Message::Release, &[]).await {
+                    Some(match self.send(&Message::Release, &[]).await {
                         Ok(()) => Event::Sent,
                         Err(_) => Event::Closed,
                     })
@@ -213,7 +213,19 @@ impl Meeting<'_> {
         let listeners = self.giver.listeners.iter().map(|(_, listener)| listener.as_fd());
         let descriptors: Vec<BorrowedFd<'_>> = listeners.chain(cache.as_ref().map(AsFd::as_fd)).collect();
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        self.writer.send(&Message::Offer { version, doors, has_cache }, &descriptors).await
+        self.send(&Message::Offer { version, doors, has_cache }, &descriptors).await
+    }
+
+    /// Sends `message` within the time of this step. What was cut off half way is no message to the other.
+    async fn send(&mut self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let sent = self.writer.send(message, descriptors);
+        match self.state {
+            // It may make exchanges by now, however slow it is: only its end is an end.
+            State::Released => sent.await,
+            State::Met | State::Offered | State::Releasing | State::Retired | State::Ended => {
+                timeout_at(self.until, sent).await.unwrap_or(Err(Error::Stuck))
+            }
+        }
     }
 }
 
@@ -257,3 +269,6 @@ async fn help(
     }
     successor.is_gone();
 }
+
+#[cfg(test)]
+mod tests;

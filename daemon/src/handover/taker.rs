@@ -169,9 +169,10 @@ impl Offer {
             let received = match step {
                 Step::Serve => return Ok(self.estate()),
                 Step::StartOver => return Err(NotGiven::Withdrawn),
-                Step::Commit => match self.writer.send(&Message::Commit, &[]).await {
-                    Ok(()) => self.receive().await,
-                    Err(_) => Err(Event::Closed),
+                Step::Commit => match timeout(STEP_WITHIN, self.writer.send(&Message::Commit, &[])).await {
+                    Err(_) => Err(Event::GaveUp),
+                    Ok(Ok(())) => self.receive().await,
+                    Ok(Err(_)) => Err(Event::Closed),
                 },
                 Step::Look => Err(if lives_on(path).await { Event::OtherLives } else { Event::OtherIsGone }),
                 Step::Wait | Step::Adopt | Step::Note => self.receive().await,
