@@ -73,6 +73,9 @@ pub enum StartError {
     Handover { path: PathBuf, source: io::Error },
     #[error("listen")]
     Listeners(#[source] io::Error),
+    /// A part ended while another daemon served that was to hand over.
+    #[error(transparent)]
+    EssentialTask(#[from] EssentialTaskEnded),
 }
 
 /// A running daemon.
@@ -102,20 +105,15 @@ pub struct App {
 /// When it cannot start, an essential part dies, or a second signal cuts the drain short.
 pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
     let mut signals = Signals::catch().map_err(Error::boot)?;
-    let (node, follow) =
-        NodeAddresses::follow().await.map_err(|error| Error::boot(StartError::from(error)))?;
+    let (node, follow) = NodeAddresses::follow().await.map_err(StartError::from)?;
     // It may have to wait for the daemon before it to hand over.
     let app = tokio::select! {
-        started = App::start(config, node, log_level) => started.map_err(Error::boot)?,
+        started = App::start(config, node, follow, log_level) => started?,
         name = signals.next() => {
             tracing::info!(signal = name, "ended before it served");
             return Ok(());
         }
     };
-    app.back.tasks().spawn_essential("node addresses", async move {
-        let error = follow.await;
-        tracing::error!(error = %chain(&error), "cannot follow the node's addresses any more");
-    });
     let result = tokio::select! {
         name = signals.next() => {
             tracing::info!(signal = name, "the drain begins");
@@ -129,16 +127,30 @@ pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
     }
 }
 
+impl From<StartError> for Error {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::EssentialTask(ended) => Self::EssentialTask(ended),
+            other => Self::Boot(other.into()),
+        }
+    }
+}
+
 impl App {
     /// Binds every socket of `config`, or takes it over from the daemon that serves, and starts every part. `node`
-    /// tells the node's own addresses.
+    /// tells the node's own addresses as long as `follow` runs.
     ///
     /// It is done once this daemon serves: while another one does that is to hand over, pods are learned first.
     ///
     /// # Errors
-    /// When a socket cannot be bound, or a client cannot be made of the settings. That the API server or STS is
-    /// away is no error.
-    pub async fn start(config: Config, node: NodeAddresses, log_level: LogLevel) -> Result<Self, StartError> {
+    /// When a socket cannot be bound, a client cannot be made of the settings, or a part dies meanwhile. That the API
+    /// server or STS is away is no error.
+    pub async fn start(
+        config: Config,
+        node: NodeAddresses,
+        follow: impl Future<Output = FollowError> + Send + 'static,
+        log_level: LogLevel,
+    ) -> Result<Self, StartError> {
         let mut registry = metrics::registry();
         let readiness = Readiness::default();
         let addresses = config.addresses_to_put();
@@ -177,6 +189,10 @@ impl App {
         let (back, back_watch) = drain::new();
         let tasks = back.tasks();
         tasks.spawn_essential("heartbeat", liveness.heart("data plane").keep_beating(back_watch));
+        tasks.spawn_essential("node addresses", async move {
+            let error = follow.await;
+            tracing::error!(error = %chain(&error), "cannot follow the node's addresses any more");
+        });
 
         let watch_metrics = pods::watch::Metrics::register(&mut registry);
         let client = kubernetes::client(config.kubernetes.kubeconfig, watch_metrics.connection()).await?;
@@ -279,7 +295,10 @@ impl App {
         let serving = Arc::new(readiness.condition("serving"));
         let (sockets, estate) = match sockets {
             Some(sockets) => (sockets, None),
-            None => takeover.run(&table, &serving).await?,
+            None => tokio::select! {
+                taken = takeover.run(&table, &serving) => taken?,
+                ended = back.essential_task_ended() => return Err(ended.into()),
+            },
         };
         let handover = match config.handover_socket.as_deref() {
             None => None,

@@ -78,7 +78,8 @@ pub(super) fn is_taken(error: &StartError) -> bool {
         | StartError::Loopback(_)
         | StartError::Firewall(_)
         | StartError::Handover { .. }
-        | StartError::Listeners(_) => return false,
+        | StartError::Listeners(_)
+        | StartError::EssentialTask(_) => return false,
     };
     source.kind() == io::ErrorKind::AddrInUse
 }

@@ -1,8 +1,13 @@
 //! The daemon under test and the world around it.
 
-use std::{io, net::SocketAddr};
+use std::{future, io, net::SocketAddr, path::Path};
 
-use rolecall_daemon::{app::App, args, config::Config, node::NodeAddresses};
+use rolecall_daemon::{
+    app::{App, StartError},
+    args,
+    config::Config,
+    node::{FollowError, NodeAddresses},
+};
 use rolecall_process::telemetry;
 use rolecall_sandbox::{
     cluster::pod::PodBuilder,
@@ -37,23 +42,7 @@ impl TestApp {
     /// Starts a daemon and does not wait.
     pub async fn not_ready(world: World, flags: &str) -> Self {
         let scratch = tempfile::tempdir().unwrap();
-        let kubeconfig = scratch.path().join("kubeconfig");
-        std::fs::write(&kubeconfig, world.cluster.kubeconfig()).unwrap();
-        let line = format!(
-            "rolecall-daemon --node-name={NODE} --kubeconfig={} --pods-dir={} --listen=127.0.0.1:0 --metadata-firewall=off \
-             --region=eu-west-1 --sts-endpoint={} --admin-listen=127.0.0.1:0 --metrics-listen=127.0.0.1:0 \
-             --admin-socket={} {flags}",
-            kubeconfig.display(),
-            world.kubelet.path().display(),
-            world.sts.url(),
-            scratch.path().join("admin.sock").display(),
-        );
-        let args = args::parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
-        let config = Config::try_from(args.run).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
-        // Nobody reads the log here; the tests of the binary do.
-        let (_, log_level) = telemetry::with_writer(&config.log, io::sink);
-        let node = NodeAddresses::fixed(["127.0.0.1/32".parse().unwrap()]);
-        let app = App::start(config, node, log_level).await.unwrap();
+        let app = start(&world, scratch.path(), flags, future::pending()).await.unwrap();
         Self { world, app, _scratch: scratch }
     }
 
@@ -88,6 +77,32 @@ impl TestApp {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
+}
+
+/// Starts a daemon with more `flags` in `world`, whose node's addresses are followed by `follow`.
+pub async fn start(
+    world: &World,
+    scratch: &Path,
+    flags: &str,
+    follow: impl Future<Output = FollowError> + Send + 'static,
+) -> Result<App, StartError> {
+    let kubeconfig = scratch.join("kubeconfig");
+    std::fs::write(&kubeconfig, world.cluster.kubeconfig()).unwrap();
+    let line = format!(
+        "rolecall-daemon --node-name={NODE} --kubeconfig={} --pods-dir={} --listen=127.0.0.1:0 --metadata-firewall=off \
+         --region=eu-west-1 --sts-endpoint={} --admin-listen=127.0.0.1:0 --metrics-listen=127.0.0.1:0 \
+         --admin-socket={} {flags}",
+        kubeconfig.display(),
+        world.kubelet.path().display(),
+        world.sts.url(),
+        scratch.join("admin.sock").display(),
+    );
+    let args = args::parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
+    let config = Config::try_from(args.run).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+    // Nobody reads the log here; the tests of the binary do.
+    let (_, log_level) = telemetry::with_writer(&config.log, io::sink);
+    let node = NodeAddresses::fixed(["127.0.0.1/32".parse().unwrap()]);
+    App::start(config, node, follow, log_level).await
 }
 
 /// A pod with a role, on the pod network.

@@ -18,3 +18,4 @@ mod limits;
 mod outages;
 mod roles;
 mod slow;
+mod waiting;
