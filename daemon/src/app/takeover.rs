@@ -83,8 +83,7 @@ impl Takeover {
             }
         }
         let mut said = Said::default();
-        let mut pause = RETRY_IN;
-        loop {
+        let attempt = async || {
             serving.broken("the daemon before it serves until the pods of the node are known");
             while is_somebody_there(path).await {
                 tokio::select! {
@@ -92,22 +91,15 @@ impl Takeover {
                     () = sleep(LOOK_EVERY) => {}
                 }
             }
-            let why = match self.attempt(path).await? {
-                Ok(got) => {
-                    serving.restored();
-                    return Ok(got);
-                }
-                Err(why) => why,
-            };
+            self.attempt(path).await
+        };
+        let on_failure = |why: String| {
             serving.broken(&why);
             said.say(why);
-            let until = Instant::now() + pause;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-            sleep(RETRY_IN).await;
-            while Instant::now() < until && is_somebody_there(path).await {
-                sleep(RETRY_IN).await;
-            }
-        }
+        };
+        let got = until_done(attempt, async || is_somebody_there(path).await, on_failure).await?;
+        serving.restored();
+        Ok(got)
     }
 
     /// The sockets, or why they are not to be had yet.
@@ -153,6 +145,28 @@ impl Takeover {
         };
         self.metrics.took(result);
         chain(why).to_string()
+    }
+}
+
+/// Calls `attempt` until it is done or fails for good, ever more rarely while `is_somebody_there`, and hands each
+/// reason why not to `on_failure`.
+async fn until_done<T, E>(
+    attempt: impl AsyncFn() -> Result<Result<T, String>, E>,
+    is_somebody_there: impl AsyncFn() -> bool,
+    mut on_failure: impl FnMut(String),
+) -> Result<T, E> {
+    let mut pause = RETRY_IN;
+    loop {
+        match attempt().await? {
+            Ok(done) => return Ok(done),
+            Err(why) => on_failure(why),
+        }
+        let until = Instant::now() + pause;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        sleep(RETRY_IN).await;
+        while Instant::now() < until && is_somebody_there().await {
+            sleep(RETRY_IN).await;
+        }
     }
 }
 
@@ -203,5 +217,49 @@ pub(super) fn listen(
             tracing::error!(error = %chain(&error), "the next daemon will start cold");
             Ok(None)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+
+    /// When attempts were made, in milliseconds, of which the one numbered `done_at` succeeds; the other daemon is
+    /// gone from `gone_at` on.
+    async fn attempts(done_at: usize, gone_at: Duration) -> (Vec<u128>, usize) {
+        let began = Instant::now();
+        let made = RefCell::new(Vec::new());
+        let failures = Cell::new(0);
+        let attempt = async || {
+            made.borrow_mut().push(began.elapsed().as_millis());
+            let is_done = made.borrow().len() == done_at;
+            Ok::<_, StartError>(if is_done { Ok(()) } else { Err("not yet".to_owned()) })
+        };
+        let is_there = async || began.elapsed() < gone_at;
+        let done = until_done(attempt, is_there, |_| failures.set(failures.get() + 1)).await;
+        assert!(done.is_ok());
+        (made.into_inner(), failures.get())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_does_not_hand_over_is_asked_ever_more_rarely_but_every_ten_seconds() {
+        let (made, failures) = attempts(10, Duration::MAX).await;
+        assert_eq!(made, [0, 200, 600, 1400, 3000, 6200, 12_600, 22_600, 32_600, 42_600]);
+        assert_eq!(failures, 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_daemon_leaves_that_has_gone_is_taken_at_once() {
+        // It goes in the middle of the pause of 6.4 s.
+        let (made, _) = attempts(9, Duration::from_secs(7)).await;
+        assert_eq!(made[5..], [6200, 7000, 7200, 7400]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_mended_ends_it() {
+        let ended = until_done::<(), _>(async || Err("for good"), async || true, |_| {}).await;
+        assert_eq!(ended, Err("for good"));
     }
 }
