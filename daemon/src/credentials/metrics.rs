@@ -78,7 +78,7 @@ impl Metrics {
         );
         registry.register(
             "sts_concurrency_limit",
-            "Most attempts with STS at a time; lowered by throttling",
+            "Most attempts with STS that may be younger than a second; lowered by throttling",
             self.sts_concurrency_limit.clone(),
         );
         registry.register(
