@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use rolecall_daemon::{
-    app::{Error, StartError},
-    node::FollowError,
-};
-use rolecall_process::drain::End;
+use rolecall_daemon::{app::StartError, node::FollowError};
+use rolecall_process::{drain::End, program::Error};
 use rolecall_sandbox::world::World;
 use tokio::net::UnixListener;
 
