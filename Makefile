@@ -96,7 +96,7 @@ deny: ## Check licenses, banned and duplicate crates, and where crates come from
 # The script itself says what it takes: ARCH, SYSROOT, BASE, IMAGE_PREFIX.
 .PHONY: image
 image: ## Build the container images without pulling anything; IMAGE_PREFIX=registry/path/, ARCH=arm64
-	@scripts/tools install packages
+	@scripts/tools install $(or $(ARCH:%=image-%),packages)
 	@deploy/image/build
 
 # What the cluster runs is what is released: the images. What looks at it need not be fast.

@@ -4,6 +4,7 @@
 
 mod manifests;
 
+mod architecture;
 mod cluster;
 mod container;
 mod image;
