@@ -14,8 +14,8 @@ use crate::{
     network::pod_address,
     node::{self, Node},
     plot::{Plot, Series},
-    report::{Report, table},
-    serve::sorted,
+    report::{Goal, Report, Subject, table},
+    spread::sorted,
 };
 
 /// STS's times, in seconds.
@@ -54,12 +54,14 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
         medians.push((latency, at(0.5)));
         longest.push((latency, worst));
     }
-    report.goal(
-        "first requests that fail, 10 pods/s, STS up to 15 s",
-        "none".to_owned(),
-        format!("{failures} of {}", PODS * LATENCIES.len()),
-        failures == 0,
-    );
+    report.goal(Goal {
+        subject: Subject::Churn,
+        what: "first requests that fail, 10 pods/s, STS up to 15 s".to_owned(),
+        goal: "none".to_owned(),
+        figure: format!("{failures} of {}", PODS * LATENCIES.len()),
+        spread: String::new(),
+        is_met: failures == 0,
+    });
     let head = ["STS, s", "pods", "failed", "median wait, s", "95 %, s", "longest, s", "first failure"];
     report.section(
         "churn: the first request of each pod",
@@ -74,7 +76,11 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
         title: "wait of a pod's first request",
         x: "time that STS takes, s",
         y: "seconds",
-        series: vec![Series { name: "longest", points: longest }, Series { name: "median", points: medians }],
+        series: vec![
+            Series { name: "longest", points: longest },
+            Series { name: "median", points: medians },
+            Series { name: "STS itself", points: LATENCIES.map(|latency| (latency, latency)).into() },
+        ],
     };
     report.plot("churn.svg", plot);
     Ok(())

@@ -29,6 +29,18 @@ pub(crate) struct Load {
     pub(crate) reuse: bool,
 }
 
+/// What was done.
+pub(crate) struct Done {
+    pub(crate) requests: u32,
+    pub(crate) time: Duration,
+}
+
+impl Done {
+    pub(crate) fn per_second(&self) -> f64 {
+        f64::from(self.requests) / self.time.as_secs_f64()
+    }
+}
+
 impl Asker {
     /// The pod at `address`, whose SDK sends `token`.
     pub(crate) fn new(address: [u8; 4], token: Option<&str>) -> Self {
@@ -44,8 +56,8 @@ impl Asker {
     }
 }
 
-/// The requests a second that `load` makes in `time`, by as many pods as there are `askers`.
-pub(crate) async fn rate(server: SocketAddr, askers: &[Asker], load: Load, time: Duration) -> Result<f64> {
+/// The requests that `load` makes in `time`, by as many pods as there are `askers`.
+pub(crate) async fn rate(server: SocketAddr, askers: &[Asker], load: Load, time: Duration) -> Result<Done> {
     let expect = answer(server, &askers[0], LIMIT).await?.len();
     let askers: Arc<[Asker]> = askers.into();
     let began = Instant::now();
@@ -69,20 +81,23 @@ pub(crate) async fn rate(server: SocketAddr, askers: &[Asker], load: Load, time:
             }
         });
     }
-    let mut total = 0;
+    let mut requests = 0;
     while let Some(done) = workers.join_next().await {
-        total += done??;
+        requests += done??;
     }
-    Ok(f64::from(total) / began.elapsed().as_secs_f64())
+    Ok(Done { requests, time: began.elapsed() })
 }
 
-/// Makes `count` requests one after another on one connection.
-pub(crate) async fn repeat(server: SocketAddr, asker: &Asker, count: usize) -> Result<()> {
+/// Makes `count` requests one after another: all on one connection, or each on its own.
+pub(crate) async fn repeat(server: SocketAddr, asker: &Asker, reuse: bool, count: u64) -> Result<()> {
     let expect = answer(server, asker, LIMIT).await?.len();
     let mut buffer = vec![0; 4096];
     let mut stream = connect(server, asker.address).await?;
     for _ in 0..count {
         exchange(&mut stream, &asker.request, expect, &mut buffer).await?;
+        if !reuse {
+            stream = connect(server, asker.address).await?;
+        }
     }
     Ok(())
 }
@@ -108,6 +123,30 @@ pub(crate) async fn answer(server: SocketAddr, asker: &Asker, read_timeout: Dura
             return Ok(bytes);
         }
     }
+}
+
+/// One answer of 200 over the connection that is `kept`, or over a new one where there is none. It is kept for the
+/// next request unless the server says that it ends it.
+///
+/// # Errors
+/// A connection that breaks or ends, or another status; nothing is tried twice.
+pub(crate) async fn ask(server: SocketAddr, asker: &Asker, kept: &mut Option<TcpStream>) -> Result<Vec<u8>> {
+    let mut stream = match kept.take() {
+        Some(stream) => stream,
+        None => connect(server, asker.address).await.context("connect")?,
+    };
+    stream.write_all(&asker.request).await.context("send a request")?;
+    let mut bytes = Vec::with_capacity(4096);
+    while !is_complete(&bytes)? {
+        let read = stream.read_buf(&mut bytes).await.context("read an answer")?;
+        ensure!(read != 0, "the connection ended within the answer");
+    }
+    ensure!(bytes.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&bytes));
+    let head = String::from_utf8_lossy(&bytes[..head_length(&bytes).unwrap_or_default()]).to_lowercase();
+    if !head.contains("\r\nconnection: close\r\n") {
+        *kept = Some(stream);
+    }
+    Ok(bytes)
 }
 
 /// The part after the head.

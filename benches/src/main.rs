@@ -1,54 +1,63 @@
 //! Measures the daemon against the floor and against its goals; `--help` lists what it can run.
 #![allow(clippy::print_stdout, reason = "figures are what this program is for")]
 
+mod bench_targets;
+mod callgrind;
 mod churn;
 mod client;
 mod cold;
 mod floor;
+mod handover;
 mod instructions;
+mod lifetimes;
 mod memory;
 mod network;
 mod node;
 mod plot;
 mod process;
 mod report;
-mod review;
 mod serve;
+mod smaps;
+mod spread;
 mod start;
 mod sts;
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, time::Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use self::report::Report;
 
 const USAGE: &str = "usage: rolecall-benches [--write DIRECTORY] [BENCHMARK...]
 
-Runs all benchmarks, or those named: serve instructions mutate cold start churn memory lifetimes
+Runs all benchmarks, or those named: serve instructions micro cold start handover churn memory lifetimes day
 --write DIRECTORY  writes README.md and the plots there";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Benchmark {
     Serve,
     Instructions,
-    Mutate,
+    Micro,
     Cold,
     Start,
+    Handover,
     Churn,
     Memory,
     Lifetimes,
+    Day,
 }
 
-const ALL: [(&str, Benchmark); 8] = [
+const ALL: [(&str, Benchmark); 10] = [
     ("serve", Benchmark::Serve),
     ("instructions", Benchmark::Instructions),
-    ("mutate", Benchmark::Mutate),
+    ("micro", Benchmark::Micro),
     ("cold", Benchmark::Cold),
     ("start", Benchmark::Start),
+    ("handover", Benchmark::Handover),
     ("churn", Benchmark::Churn),
     ("memory", Benchmark::Memory),
     ("lifetimes", Benchmark::Lifetimes),
+    ("day", Benchmark::Day),
 ];
 
 fn main() -> Result<()> {
@@ -60,18 +69,26 @@ fn main() -> Result<()> {
             "floor" => return floor::run(words.next().unwrap_or_default()),
             "--write" => directory = words.next().map(PathBuf::from),
             name => match ALL.iter().find(|(it, _)| *it == name) {
-                Some((_, benchmark)) => wanted.push(*benchmark),
+                Some(found) => wanted.push(*found),
                 None => bail!("{USAGE}"),
             },
         }
     }
     if wanted.is_empty() {
-        wanted = ALL.iter().map(|(_, benchmark)| *benchmark).collect();
+        wanted = ALL.into();
     }
+    ensure!(
+        !cfg!(debug_assertions) || directory.is_none(),
+        "the floor of a debug build says nothing: cargo run --release -p rolecall-benches"
+    );
     network::enter()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut report = Report::default();
-    runtime.block_on(run(&wanted, &mut report))?;
+    for (name, benchmark) in wanted {
+        let began = Instant::now();
+        runtime.block_on(run(benchmark, &mut report))?;
+        report.took(name, began.elapsed());
+    }
     report.print_goals();
     match directory {
         Some(directory) => report.write(&directory),
@@ -79,18 +96,17 @@ fn main() -> Result<()> {
     }
 }
 
-async fn run(wanted: &[Benchmark], report: &mut Report) -> Result<()> {
-    for benchmark in wanted {
-        match benchmark {
-            Benchmark::Serve => serve::run(report).await?,
-            Benchmark::Instructions => instructions::run(report).await?,
-            Benchmark::Mutate => review::run(report)?,
-            Benchmark::Cold => cold::run(report).await?,
-            Benchmark::Start => start::run(report).await?,
-            Benchmark::Churn => churn::run(report).await?,
-            Benchmark::Memory => memory::run(report).await?,
-            Benchmark::Lifetimes => memory::lifetimes(report).await?,
-        }
+async fn run(benchmark: Benchmark, report: &mut Report) -> Result<()> {
+    match benchmark {
+        Benchmark::Serve => serve::run(report).await,
+        Benchmark::Instructions => instructions::run(report).await,
+        Benchmark::Micro => bench_targets::micro(report),
+        Benchmark::Cold => cold::run(report).await,
+        Benchmark::Start => start::run(report).await,
+        Benchmark::Handover => handover::run(report).await,
+        Benchmark::Churn => churn::run(report).await,
+        Benchmark::Memory => memory::run(report).await,
+        Benchmark::Lifetimes => lifetimes::run(report).await,
+        Benchmark::Day => bench_targets::day(report),
     }
-    Ok(())
 }

@@ -5,10 +5,13 @@ use std::fmt::Write;
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 360.0;
 /// Left, right, top, bottom of what the axes enclose.
-const FRAME: (f64, f64, f64, f64) = (70.0, 700.0, 40.0, 310.0);
+const FRAME: (f64, f64, f64, f64) = (70.0, 680.0, 48.0, 310.0);
 
 /// One color a series, told apart with any color vision (Okabe and Ito).
 const COLORS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
+
+/// Most points that are marked one by one.
+const MARKED: usize = 20;
 
 /// A plot; the axes begin at zero.
 pub(crate) struct Plot {
@@ -36,10 +39,12 @@ impl Plot {
              <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
              <text x=\"{left}\" y=\"22\" font-size=\"15\">{}</text>\n\
              <text x=\"{right}\" y=\"{}\" text-anchor=\"end\">{}</text>\n\
-             <text x=\"12\" y=\"{top}\">{}</text>\n",
+             <text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\n",
             self.title,
             HEIGHT - 12.0,
             self.x,
+            left - 8.0,
+            top - 14.0,
             self.y
         );
         for value in x.ticks() {
@@ -73,6 +78,12 @@ impl Plot {
                 right - 8.0,
                 bottom - 12.0 - 16.0 * f64::from(row)
             );
+            if points.len() <= MARKED {
+                for (x, y) in points {
+                    let (x, y) = (at_x(*x), at_y(*y));
+                    let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{color}\"/>");
+                }
+            }
         }
         svg + "</svg>\n"
     }

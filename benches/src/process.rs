@@ -4,7 +4,9 @@ use std::{
     ffi::OsString,
     fs,
     io::{BufRead, BufReader},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
+    ops::{Add, Div, Sub},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -22,15 +24,19 @@ use tempfile::TempDir;
 /// Where the daemon serves, as it does on a node.
 pub(crate) const ENDPOINT: &str = "169.254.170.23:80";
 
-/// Where it tells of its health.
-const HEALTH: &str = "127.0.0.1:9910";
-
 /// Longer than anything takes that is to come.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A process that is killed when this is dropped.
 pub(crate) struct Process {
     child: Child,
+}
+
+/// Time on a processor.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct CpuTime {
+    pub(crate) user: Duration,
+    pub(crate) system: Duration,
 }
 
 /// The daemon as it ships, on a node of the sandbox.
@@ -51,6 +57,7 @@ impl Daemon {
     pub(crate) fn start(world: &World, flags: &[&str], wrapper: &Wrapper) -> Result<Self> {
         let scratch = tempfile::tempdir()?;
         let kubeconfig = scratch.path().join("kubeconfig");
+        let admin = scratch.path().join("admin.sock");
         fs::write(&kubeconfig, world.cluster.kubeconfig())?;
         let mut command = wrapped(&beside_us("rolecall-daemon")?, wrapper);
         command
@@ -63,7 +70,7 @@ impl Daemon {
             .args(["--sts-endpoint", &world.sts.url()])
             .args(["--listen", ENDPOINT, "--metadata-firewall=off"])
             .arg("--admin-socket")
-            .arg(scratch.path().join("admin.sock"))
+            .arg(&admin)
             .args(["--max-requests-per-second-per-pod=1000000", "--max-connections-per-pod=1024"])
             .args(["--max-waiting-per-pod=1024"])
             .args(flags)
@@ -82,7 +89,7 @@ impl Daemon {
                 let log = fs::read_to_string(scratch.path().join("log")).unwrap_or_default();
                 bail!("the daemon ended with {status}:\n{log}");
             }
-            Ok(is_ready())
+            Ok(is_ready(&admin))
         };
         while !ready(&mut process)? {
             ensure!(began.elapsed() < LIMIT, "the daemon is not ready after {LIMIT:?}");
@@ -95,7 +102,9 @@ impl Daemon {
 
 /// Starts this program's own floor on `body` and returns where it listens.
 pub(crate) fn start_floor(body: &[u8], wrapper: &Wrapper) -> Result<(Process, SocketAddr)> {
-    let mut command = wrapped(&std::env::current_exe()?, wrapper);
+    // Not by its name: cargo puts another build of it there when it runs a benchmark.
+    let ourselves = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
+    let mut command = wrapped(&ourselves, wrapper);
     command.arg("floor").arg(std::str::from_utf8(body)?).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().context("start the floor")?;
     let stdout = child.stdout.take().context("the floor has an output")?;
@@ -117,15 +126,22 @@ impl Process {
         self.status("VmRSS:")
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Time on a processor since the start.
-    pub(crate) fn cpu_time(&self) -> Result<Duration> {
+    pub(crate) fn cpu_time(&self) -> Result<CpuTime> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         // The fields after the program's name, which may have spaces (proc(5)): 14 and 15 are utime and stime.
         let (_, rest) = stat.rsplit_once(')').context("the form of /proc/<pid>/stat")?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        let mut fields = rest.split_whitespace().skip(11);
         let per_second = sysconf(SysconfVar::CLK_TCK)?.context("clock ticks per second")?;
-        Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+        let mut time = || -> Result<Duration> {
+            let ticks: u64 = fields.next().context("the fields of /proc/<pid>/stat")?.parse()?;
+            Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+        };
+        Ok(CpuTime { user: time()?, system: time()? })
     }
 
     /// Asks it to end, and waits until it has.
@@ -141,6 +157,38 @@ impl Process {
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kibibytes = line.and_then(|line| line.split_whitespace().next());
         Ok(kibibytes.with_context(|| format!("{field} in /proc/<pid>/status"))?.parse::<u64>()? * 1024)
+    }
+}
+
+impl CpuTime {
+    pub(crate) fn total(&self) -> Duration {
+        self.user + self.system
+    }
+}
+
+impl Add for CpuTime {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { user: self.user + other.user, system: self.system + other.system }
+    }
+}
+
+impl Sub for CpuTime {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        // The kernel splits a total, and may move some of it from one part to the other later.
+        let (user, system) = (self.user, self.system);
+        Self { user: user.saturating_sub(earlier.user), system: system.saturating_sub(earlier.system) }
+    }
+}
+
+impl Div<u32> for CpuTime {
+    type Output = Self;
+
+    fn div(self, by: u32) -> Self {
+        Self { user: self.user / by.max(1), system: self.system / by.max(1) }
     }
 }
 
@@ -169,9 +217,9 @@ fn wrapped(program: &Path, wrapper: &Wrapper) -> Command {
     }
 }
 
-fn is_ready() -> bool {
+fn is_ready(admin: &Path) -> bool {
     use std::io::{Read, Write};
-    let Ok(mut stream) = TcpStream::connect(HEALTH) else { return false };
+    let Ok(mut stream) = UnixStream::connect(admin) else { return false };
     let asked = stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n");
     let mut reply = String::new();
     asked.and_then(|()| stream.read_to_string(&mut reply)).is_ok() && reply.contains(" 200 ")

@@ -1,6 +1,6 @@
 //! What the benchmarks found: the goals with their figures, and a section for each benchmark.
 
-use std::{fmt::Write, fs, path::Path, process::Command, thread::available_parallelism};
+use std::{fmt::Write, fs, path::Path, process::Command, thread::available_parallelism, time::Duration};
 
 use anyhow::Result;
 
@@ -12,14 +12,32 @@ pub(crate) struct Report {
     goals: Vec<Goal>,
     sections: Vec<Section>,
     plots: Vec<(&'static str, Plot)>,
+    profiles: Vec<(Subject, String)>,
+    times: Vec<(&'static str, Duration)>,
 }
 
 /// One goal and what was measured of it.
-struct Goal {
-    what: String,
-    goal: String,
-    figure: String,
-    is_met: bool,
+pub(crate) struct Goal {
+    pub(crate) subject: Subject,
+    pub(crate) what: String,
+    pub(crate) goal: String,
+    pub(crate) figure: String,
+    /// In which range the figures of single turns were; empty for what is measured once.
+    pub(crate) spread: String,
+    pub(crate) is_met: bool,
+}
+
+/// What a goal is about: which profile explains it where it is not met.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    WarmRequests,
+    Misses,
+    WarmMemory,
+    WaitingRequests,
+    Growth,
+    Churn,
+    Start,
+    Shim,
 }
 
 /// The findings of one benchmark, in Markdown.
@@ -30,9 +48,15 @@ struct Section {
 
 impl Report {
     /// Takes a measured goal and prints it.
-    pub(crate) fn goal(&mut self, what: impl Into<String>, goal: String, figure: String, is_met: bool) {
-        let goal = Goal { what: what.into(), goal, figure, is_met };
-        println!("    {} ({}): {} — {}", goal.what, goal.goal, goal.figure, verdict(goal.is_met));
+    pub(crate) fn goal(&mut self, goal: Goal) {
+        println!(
+            "    {} ({}): {} {} — {}",
+            goal.what,
+            goal.goal,
+            goal.figure,
+            goal.spread,
+            verdict(goal.is_met)
+        );
         self.goals.push(goal);
     }
 
@@ -42,21 +66,35 @@ impl Report {
         self.sections.push(Section { title, text });
     }
 
+    /// Takes what a profile says of `subject`, for its goals that are not met.
+    pub(crate) fn profile(&mut self, subject: Subject, text: String) {
+        self.profiles.push((subject, text));
+    }
+
     /// Takes a plot, to be written to `file`.
     pub(crate) fn plot(&mut self, file: &'static str, plot: Plot) {
         self.plots.push((file, plot));
     }
 
-    /// Prints every goal once more, together.
+    /// Takes how long a benchmark took, and prints it.
+    pub(crate) fn took(&mut self, benchmark: &'static str, time: Duration) {
+        println!("({benchmark} took {:.0} s)", time.as_secs_f64());
+        self.times.push((benchmark, time));
+    }
+
+    /// Prints every goal once more, together, and what is to be said of those that are not met.
     pub(crate) fn print_goals(&self) {
-        println!("\n{}", self.goals_table());
+        if !self.goals.is_empty() {
+            println!("\n{}\n{}", self.goals_table(), self.not_met());
+        }
     }
 
     /// Writes the page, and the plots beside it.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         let mut page = String::from(HEAD);
-        writeln!(page, "\n## Machine\n\n{}", machine())?;
+        writeln!(page, "\n## Machine\n\n{}\n{}", machine(), self.times())?;
         writeln!(page, "## Goals\n\n{}", self.goals_table())?;
+        writeln!(page, "## What is not met\n\n{}", self.not_met())?;
         for Section { title, text } in &self.sections {
             writeln!(page, "## {title}\n\n{text}")?;
         }
@@ -68,11 +106,50 @@ impl Report {
     }
 
     fn goals_table(&self) -> String {
-        let mut table = String::from("| | goal | measured | |\n|---|---|---|---|\n");
-        for Goal { what, goal, figure, is_met } in &self.goals {
-            let _ = writeln!(table, "| {what} | {goal} | {figure} | {} |", verdict(*is_met));
+        let rows: Vec<Vec<String>> = self
+            .goals
+            .iter()
+            .map(|Goal { subject: _, what, goal, figure, spread, is_met }| {
+                vec![what.clone(), goal.clone(), figure.clone(), spread.clone(), verdict(*is_met).to_owned()]
+            })
+            .collect();
+        table(&["", "goal", "measured", "spread", ""], &rows)
+    }
+
+    /// The goals that are not met, by subject, each subject with its profile of this run.
+    fn not_met(&self) -> String {
+        let mut subjects: Vec<Subject> = Vec::new();
+        for goal in self.goals.iter().filter(|goal| !goal.is_met) {
+            if !subjects.contains(&goal.subject) {
+                subjects.push(goal.subject);
+            }
         }
-        table
+        if subjects.is_empty() {
+            return format!("All {} goals that were measured are met.\n", self.goals.len());
+        }
+        let mut text = String::new();
+        for subject in subjects {
+            let goals = self.goals.iter().filter(|goal| goal.subject == subject && !goal.is_met);
+            for Goal { what, figure, goal, .. } in goals {
+                let _ = writeln!(text, "- {what}: {figure} instead of {goal}.");
+            }
+            text.push('\n');
+            let mut profiles = self.profiles.iter().filter(|(its, _)| *its == subject).peekable();
+            if profiles.peek().is_none() {
+                text.push_str("This run made no profile of it.\n\n");
+            }
+            for (_, profile) in profiles {
+                let _ = writeln!(text, "{profile}");
+            }
+        }
+        text
+    }
+
+    fn times(&self) -> String {
+        let all: Duration = self.times.iter().map(|(_, time)| *time).sum();
+        let each: Vec<String> =
+            self.times.iter().map(|(name, time)| format!("{name} {:.0} s", time.as_secs_f64())).collect();
+        format!("The run took {:.1} min: {}.\n", all.as_secs_f64() / 60.0, each.join(", "))
     }
 }
 
@@ -95,7 +172,8 @@ const HEAD: &str = "# Benchmarks
 - The **floor** is hyper with nothing behind it, which answers every request with the daemon's own headers and body.
 - The daemon is the release binary in a process of its own, on a node whose pods have addresses of their own.
   STS, the kubelet's directory and the API server are those of `sandbox`.
-- A ratio is the median over all turns; the spread is that of the middle half of the turns.
+- A figure is the median over all turns; the spread is that of the middle half of the turns, unless it says otherwise.
+- *Instructions* are counted by callgrind: the figure that noise does not move.
 - `make bench ONLY=serve` runs one benchmark and prints it, without writing this page.
 ";
 
@@ -103,14 +181,16 @@ fn machine() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let cores = available_parallelism().map_or(0, usize::from);
     let commit = output("git", &["rev-parse", "--short=12", "HEAD"]);
     let changed = if output("git", &["status", "--porcelain"]).is_empty() { "" } else { ", with changes" };
     format!(
-        "{}, {cores} cores, Linux {}, {}, commit {commit}{changed}.\n",
+        "{}, {cores} cores, Linux {}, {}, commit {commit}{changed}.\nLoad over the last 15 minutes, these benchmarks included: {}.\n",
         model.trim_start_matches([' ', '\t', ':']),
         kernel.trim(),
         output("rustc", &["--version"]),
+        load.split(' ').nth(2).unwrap_or("unknown"),
     )
 }
 

@@ -2,10 +2,13 @@
 //!
 //! Only the account is made up: it answers after 80 ms, and beyond its quota it throttles, as a token bucket. The
 //! cluster is a 25th of 5 000 nodes with 30 pods each, and so is the quota; what is printed is scaled up again.
+//! With `day` as its argument it lets one node live through a day instead.
 #![allow(clippy::print_stdout, reason = "figures are what this program is for")]
 
+mod day;
+
 use std::{
-    fs,
+    env, fs,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -114,15 +117,17 @@ impl Scenario {
 }
 
 fn main() -> Result<()> {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    if env::args().any(|word| word == "day") {
+        return runtime()?.block_on(day::run());
+    }
     println!(
         "| | quota, /s | calls, mean /s | busiest second | throttled | half are warm after, s | all are, s |"
     );
     println!("|---|---|---|---|---|---|---|");
     for scenario in SCENARIOS {
         for quota in QUOTAS {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()?;
-            runtime.block_on(run(scenario, quota))?;
+            runtime()?.block_on(run(scenario, quota))?;
         }
     }
     Ok(())
@@ -135,7 +140,7 @@ fn epoch() -> SystemTime {
 
 async fn run(scenario: Scenario, quota: f64) -> Result<()> {
     let began = Instant::now();
-    let tokens = tokens()?;
+    let tokens = tokens(PODS_PER_NODE)?;
     let account = Account::new(quota / SCALE as f64, scenario.session);
     let mut nodes = JoinSet::new();
     for number in 0..NODES {
@@ -194,10 +199,10 @@ async fn run(scenario: Scenario, quota: f64) -> Result<()> {
 }
 
 /// A node's credentials, with the defaults of the daemon. The worker ends with the guard.
-fn start(account: Account, tokens: TokenSource, began: Instant) -> (CredentialManager, Abort) {
+fn start<S: Sts>(sts: S, tokens: TokenSource, began: Instant) -> (CredentialManager, Abort) {
     let clock = Clock::from_fn(move || epoch() + began.elapsed());
     let metrics = Metrics::register(&mut Registry::default());
-    let (manager, worker) = CredentialManager::new(Config::default(), account, tokens, clock, metrics);
+    let (manager, worker) = CredentialManager::new(Config::default(), sts, tokens, clock, metrics);
     let task = tokio::spawn(worker.run(std::future::pending()));
     (manager, Abort(task.abort_handle()))
 }
@@ -279,14 +284,18 @@ impl Sts for Account {
             let (code, message) = ("Throttling".into(), "Rate exceeded".into());
             return Err(StsError::Throttled { code, message, request_id: None });
         };
-        Ok(Issued {
-            access_key_id: "ASIAEXAMPLE".to_owned(),
-            secret_access_key: Zeroizing::new("secret".to_owned()),
-            session_token: Zeroizing::new("token".to_owned()),
-            expires_at,
-            assumed_role_arn: None,
-            request_id: None,
-        })
+        Ok(issued("token", expires_at))
+    }
+}
+
+fn issued(session_token: &str, expires_at: SystemTime) -> Issued {
+    Issued {
+        access_key_id: "ASIAEXAMPLE".to_owned(),
+        secret_access_key: Zeroizing::new("secret".to_owned()),
+        session_token: Zeroizing::new(session_token.to_owned()),
+        expires_at,
+        assumed_role_arn: None,
+        request_id: None,
     }
 }
 
@@ -315,10 +324,10 @@ fn request(node: usize, pod: usize) -> Result<SessionRequest> {
     })
 }
 
-/// A kubelet's directory with the tokens of as many pods as any node has.
-fn tokens() -> Result<TempDir> {
+/// A kubelet's directory with the tokens of so many pods.
+fn tokens(pods: usize) -> Result<TempDir> {
     let directory = tempfile::tempdir()?;
-    for pod in 0..PODS_PER_NODE {
+    for pod in 0..pods {
         let volume = directory.path().join(format!("pod-{pod}/volumes/kubernetes.io~projected/v"));
         fs::create_dir_all(&volume)?;
         fs::write(volume.join("token"), "token")?;

@@ -1,0 +1,123 @@
+//! `lookup`: the pod at an address or with a uid, and the warm credentials of a pod, on nodes with few and many pods.
+
+use std::{
+    future::pending,
+    hint::black_box,
+    iter,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use criterion::{BenchmarkId, Criterion};
+use prometheus_client::registry::Registry;
+use rolecall_contract::SessionDuration;
+use rolecall_daemon::{
+    credentials::{
+        Config, CredentialManager, Issued, Metrics, SessionNameTemplate, SessionRequest, Sts, StsError,
+    },
+    sessions::{self, Sessions},
+    token::{Token, volume::TokenSource},
+};
+use rolecall_process::time::Clock;
+use rolecall_sandbox::KubeletDir;
+use tokio::{runtime::Runtime, time::sleep};
+use zeroize::Zeroizing;
+
+use crate::{
+    cpu_time::CpuTime,
+    pods::{self, COUNTS, NODE, address, uid},
+};
+
+pub(crate) fn run(criterion: &mut Criterion<CpuTime>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut group = criterion.benchmark_group("lookup");
+    for count in COUNTS {
+        let table = pods::table(count)?;
+        let (addresses, uids) = ((0..count).map(address), (0..count).map(|index| uid(index).parse()));
+        let (addresses, uids): (Vec<_>, Result<Vec<_>, _>) = (addresses.collect(), uids.collect());
+        let uids = uids?;
+        // Another pod each time, as on a node where all of them ask.
+        let (mut by_address, mut by_uid) = (turns(count), turns(count));
+        group.bench_function(BenchmarkId::new("the pod at an address", count), |bencher| {
+            bencher.iter(|| table.by_address(black_box(addresses[next(&mut by_address)])));
+        });
+        group.bench_function(BenchmarkId::new("the pod with a uid", count), |bencher| {
+            bencher.iter(|| table.by_uid(black_box(&uids[next(&mut by_uid)])));
+        });
+        let (manager, requests) = warm(&runtime, &table)?;
+        let mut by_key = turns(count);
+        group.bench_function(BenchmarkId::new("the warm answer of a key", count), |bencher| {
+            bencher.iter(|| manager.valid(black_box(&requests[next(&mut by_key)].key)).map(|it| it.reply()));
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
+/// Indexes below `count` in an order that no cache foresees, the same in each run.
+fn turns(count: usize) -> impl Iterator<Item = usize> {
+    iter::successors(Some(0_usize), move |turn| Some(turn.wrapping_add(7919))).map(move |turn| turn % count)
+}
+
+fn next(turns: &mut impl Iterator<Item = usize>) -> usize {
+    turns.next().unwrap_or_default()
+}
+
+/// Credentials of every pod of the table, and what was asked for.
+fn warm(
+    runtime: &Runtime,
+    table: &rolecall_daemon::pods::PodTable,
+) -> Result<(CredentialManager, Vec<SessionRequest>)> {
+    let kubelet = KubeletDir::new()?;
+    let sessions = Sessions::new(sessions::Config {
+        name: SessionNameTemplate::default(),
+        duration: SessionDuration::MAX,
+        cluster: String::new(),
+        node: NODE.to_owned(),
+    });
+    let requests: Vec<_> = table.live().iter().filter_map(|pod| sessions.own(pod)).collect();
+    let (manager, worker) = CredentialManager::new(
+        Config::default(),
+        Grants,
+        TokenSource::new(kubelet.path().to_owned()),
+        Clock::system(),
+        Metrics::register(&mut Registry::default()),
+    );
+    for request in &requests {
+        let volume = request.volumes.first().context("each pod has a token volume")?;
+        kubelet.write_token(request.key.pod.as_str(), &volume.volume, &volume.path, "token")?;
+        manager.warm(request.clone());
+    }
+    let all_are_warm = async {
+        while !requests.iter().all(|request| manager.valid(&request.key).is_some()) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            () = worker.run(pending()) => {}
+            () = all_are_warm => {}
+        }
+    });
+    Ok((manager, requests))
+}
+
+/// Grants a session of 12 hours, with values as long as AWS's.
+struct Grants;
+
+impl Sts for Grants {
+    async fn assume_role_with_web_identity(
+        &self,
+        _request: &SessionRequest,
+        _token: &Token,
+    ) -> Result<Issued, StsError> {
+        Ok(Issued {
+            access_key_id: "ASIAEXAMPLEEXAMPLE12".to_owned(),
+            secret_access_key: Zeroizing::new("s".repeat(40)),
+            session_token: Zeroizing::new("t".repeat(800)),
+            expires_at: SystemTime::now() + Duration::from_secs(12 * 3600),
+            assumed_role_arn: None,
+            request_id: None,
+        })
+    }
+}

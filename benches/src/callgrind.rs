@@ -1,0 +1,120 @@
+//! Instructions by function, as callgrind writes them.
+
+use std::collections::BTreeMap;
+
+/// Instructions by the part of the program that they are in, calls not included.
+pub(crate) type Parts = BTreeMap<String, u64>;
+
+/// Sums up a file of callgrind's (<https://valgrind.org/docs/manual/cl-format.html>).
+pub(crate) fn parts(text: &str) -> Parts {
+    let mut names: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut parts = Parts::new();
+    let mut part = String::new();
+    let mut is_cost_of_call = false;
+    for line in text.lines() {
+        if let Some(function) = line.strip_prefix("fn=") {
+            part = part_of(resolve(&mut names, function));
+        } else if let Some(function) = line.strip_prefix("cfn=") {
+            // A name is given once, wherever it comes first.
+            resolve(&mut names, function);
+        } else if line.starts_with("calls=") {
+            is_cost_of_call = true;
+        } else if line.starts_with(['+', '-', '*']) || line.starts_with(|first: char| first.is_ascii_digit())
+        {
+            let instructions = line.split(' ').nth(1).and_then(|count| count.parse::<u64>().ok());
+            if !std::mem::take(&mut is_cost_of_call) {
+                *parts.entry(part.clone()).or_default() += instructions.unwrap_or_default();
+            }
+        }
+    }
+    parts
+}
+
+/// The name of `(7) name` or, later, of `(7)`.
+fn resolve<'a>(names: &mut BTreeMap<&'a str, &'a str>, function: &'a str) -> &'a str {
+    let (id, name) = function.split_once(' ').unwrap_or((function, ""));
+    if name.is_empty() {
+        return names.get(id).copied().unwrap_or(id);
+    }
+    names.insert(id, name);
+    name
+}
+
+/// Crates whose functions do something for another one, which their type parameters name.
+const GENERIC: [&str; 5] = ["core", "alloc", "std", "hashbrown", "futures_util"];
+
+/// The crate that a function is of, and for the daemon's own its module.
+fn part_of(function: &str) -> String {
+    let mut paths = function
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))
+        .filter(|path| path.contains("::") && !path.starts_with(':'))
+        .peekable();
+    if paths.peek().is_none() {
+        return match function {
+            "malloc"
+            | "free"
+            | "calloc"
+            | "realloc"
+            | "_int_malloc"
+            | "_int_free"
+            | "malloc_consolidate"
+            | "unlink_chunk.constprop.0"
+            | "unlink_chunk"
+            | "posix_memalign"
+            | "aligned_alloc"
+            | "_int_realloc" => "libc: memory allocation".to_owned(),
+            _ if function.contains("mem") && !function.contains("pthread") => {
+                "libc: copying and comparing".to_owned()
+            }
+            _ if function.contains("sha256") => "AWS-LC: SHA-256".to_owned(),
+            _ if function.contains("aws_lc") => "AWS-LC: other".to_owned(),
+            _ => "libc and others".to_owned(),
+        };
+    }
+    let crate_of = |path: &str| path.split("::").next().unwrap_or_default().to_owned();
+    let all: Vec<&str> = paths.collect();
+    let own = all.iter().find(|path| !GENERIC.contains(&crate_of(path).as_str()));
+    match own {
+        None => "std".to_owned(),
+        Some(path) => {
+            let mut names =
+                path.split("::").filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
+            match names.next() {
+                Some("rolecall_daemon") => {
+                    let module: Vec<&str> = names.take(2).collect();
+                    format!("rolecall: {}", module.join("::"))
+                }
+                Some("rolecall_process" | "rolecall_contract") => "rolecall: process".to_owned(),
+                Some("rolecall_benches") => "the floor's own".to_owned(),
+                Some(name) => name.to_owned(),
+                None => "others".to_owned(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_has_its_own_instructions_and_not_those_of_its_callees() {
+        let text = "events: Ir\n\nfl=(1) a.rs\nfn=(1) hyper::proto::h1::conn::poll\n12 30\ncfn=(2) _int_malloc\n\
+                    calls=3 0\n13 900\n+2 4\n\nfn=(2)\n0 700\n* 200\n";
+        let expect = [("hyper".to_owned(), 34), ("libc: memory allocation".to_owned(), 900)];
+        assert_eq!(parts(text), Parts::from(expect));
+    }
+
+    #[test]
+    fn what_is_done_for_a_part_is_its_own() {
+        for (function, part) in [
+            ("core::ptr::drop_in_place<rolecall_daemon::server::caller::Memory>", "rolecall: server::caller"),
+            ("<hyper::proto::h1::io::Buffered<T,B> as core::fmt::Debug>::fmt", "hyper"),
+            ("<alloc::vec::Vec<T,A> as core::ops::drop::Drop>::drop", "std"),
+            ("tokio::runtime::task::raw::poll", "tokio"),
+            ("__memcpy_avx_unaligned_erms", "libc: copying and comparing"),
+        ] {
+            assert_eq!(part_of(function), part, "{function}");
+        }
+    }
+}
