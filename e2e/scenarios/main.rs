@@ -165,13 +165,13 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
     ));
     let mut failures = Vec::new();
     let mut rotation = None;
-    let chosen = |scenario: &Scenario| run.scenarios.is_empty() || run.scenarios.contains(scenario);
-    for &scenario in Scenario::value_variants().iter().filter(|scenario| chosen(scenario)) {
+    let chosen = Scenario::chosen(&run.scenarios);
+    let rotation_begins = Scenario::rotation_begins(&chosen);
+    for scenario in chosen {
         report.begin(scenario.name());
         // Whatever the one before has left.
         world.reset().await?;
-        // Tokens take ten minutes, in which other things can be shown that leave the second node alone.
-        if rotation.is_none() && chosen(&Scenario::Rotation) && !scenario.replaces_daemons() {
+        if rotation_begins == Some(scenario) {
             rotation = Some(Rotation::begin(&world).await?);
         }
         let played = match (scenario, rotation.take_if(|_| scenario == Scenario::Rotation)) {
@@ -216,6 +216,20 @@ async fn play(
 }
 
 impl Scenario {
+    /// Those that are named, or all of them if none is, in the order in which they are shown.
+    fn chosen(named: &[Self]) -> Vec<Self> {
+        let all = Self::value_variants().iter().copied();
+        all.filter(|scenario| named.is_empty() || named.contains(scenario)).collect()
+    }
+
+    /// The one of these before which the pods of [`Scenario::Rotation`] begin, if it is among them.
+    ///
+    /// Tokens take ten minutes, in which other things can be shown that leave the second node alone.
+    fn rotation_begins(chosen: &[Self]) -> Option<Self> {
+        let among_them = chosen.contains(&Self::Rotation);
+        chosen.iter().copied().find(|scenario| among_them && !scenario.replaces_daemons())
+    }
+
     /// Whether there is a time without a daemon on the second node.
     fn replaces_daemons(self) -> bool {
         match self {
@@ -269,4 +283,22 @@ fn down() -> Result<ExitCode> {
         println!("removed {}", folder.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_rotation_begins(named: &[Scenario], expect: Option<Scenario>) {
+        assert_eq!(Scenario::rotation_begins(&Scenario::chosen(named)), expect, "{named:?}");
+    }
+
+    #[test]
+    fn rotation_begins_once_and_after_the_daemons_that_are_replaced() {
+        check_rotation_begins(&[], Some(Scenario::Race));
+        check_rotation_begins(&[Scenario::Uninstall, Scenario::Rotation], Some(Scenario::Rotation));
+        check_rotation_begins(&[Scenario::Update, Scenario::Rotation, Scenario::Life], Some(Scenario::Life));
+        check_rotation_begins(&[Scenario::Race, Scenario::Uninstall], None);
+    }
 }
