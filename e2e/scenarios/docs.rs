@@ -43,7 +43,7 @@ Each SDK runs unmodified in a pod of its own, with its own defaults for timeouts
 It calls `GetCallerIdentity`, and STS says that it is the role of its pod.
 The first call is made while STS takes 10 s to hand out credentials.
 The relative URI is for SDKs that are too old to know the address of the full URI, or to read the token from a file.
-The AWS CLI v2 and Ruby are those of Debian 12 (`apt install awscli ruby-aws-sdk-core`); a run on a machine without them leaves them out.
+The AWS CLI v2, Ruby and PHP are those of Debian 12 (`apt install awscli ruby-aws-sdk-core php-cli php-async-aws-core`); a run on a machine without them leaves them out.
 Sessions last 150 s, and the daemon says 60 s less; the same client goes on calling for 180 s, beyond the expiry of its first credentials, which STS refuses by then.
 It is *renewed* when no call fails and the last one is signed with other credentials than the first.
 

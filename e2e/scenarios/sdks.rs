@@ -1,6 +1,7 @@
 //! Every SDK, unmodified, in a pod of its own: its first request while STS is slow, and its refresh.
 
 mod client;
+mod program;
 mod table;
 
 use std::time::Duration;

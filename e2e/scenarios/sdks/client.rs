@@ -1,15 +1,15 @@
 //! The clients: what each one is, and the pod that it runs in.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use rolecall_e2e::cluster::{Image, image_root};
 use rolecall_e2e::sdk::Answer;
-use rolecall_e2e::tool;
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use super::program::{Program, Uri, folders};
 
 /// An image without any content of its own: pods of it use this machine's programs.
 const MACHINE: &str = "localhost/machine:1";
@@ -28,68 +28,33 @@ pub(crate) struct Client {
     program: Program,
 }
 
-/// The variable that the shim injects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Uri {
-    /// `AWS_CONTAINER_CREDENTIALS_FULL_URI`
-    Full,
-    /// `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`
-    Relative,
-}
-
-/// How it is run, and where its version stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Program {
-    Boto3,
-    AwsCli,
-    DebianAwsCli,
-    OldBoto3,
-    JavaScript,
-    OldJavaScript,
-    JavaScriptV2,
-    Go,
-    Java,
-    Rust,
-    ObjectStore,
-    CommonRuntime,
-    DebianRuby,
-}
-
-static CLIENTS: [Client; 13] = [
+static CLIENTS: [Client; 22] = [
     client("boto3", "Python, boto3", Program::Boto3),
     client("boto3-old", "Python, an old boto3", Program::OldBoto3),
+    client("aiobotocore", "Python, aiobotocore", Program::Aiobotocore),
     client("aws-cli-v1", "AWS CLI v1", Program::AwsCli),
+    client("aws-cli-v1-old", "AWS CLI v1, an old one", Program::OldAwsCli),
     client("aws-cli-v2", "AWS CLI v2", Program::DebianAwsCli),
     client("js-v3", "JavaScript v3", Program::JavaScript),
     client("js-v3-old", "JavaScript v3, an old one", Program::OldJavaScript),
     client("js-v2", "JavaScript v2", Program::JavaScriptV2),
     client("go-v2", "Go v2", Program::Go),
+    client("go-v2-old", "Go v2, an old one", Program::OldGo),
+    client("go-v1", "Go v1", Program::GoV1),
+    client("go-v1-old", "Go v1, an old one", Program::OldGoV1),
     client("java-v2", "Java v2", Program::Java),
+    client("java-v2-old", "Java v2, an old one", Program::OldJava),
+    client("java-v1", "Java v1", Program::JavaV1),
+    client("kotlin", "Kotlin", Program::Kotlin),
     client("rust", "Rust, aws-config", Program::Rust),
     client("object-store", "Rust, object_store", Program::ObjectStore),
     client("awscrt", "Common Runtime (C++), awscrt", Program::CommonRuntime),
     client("ruby-v3", "Ruby v3", Program::DebianRuby),
+    client("php", "PHP, AsyncAws", Program::DebianPhp),
 ];
 
 const fn client(name: &'static str, title: &'static str, program: Program) -> Client {
-    let uri = match program {
-        // Older than what they would have to know: the address of the full URI, or the file with the token.
-        Program::DebianAwsCli | Program::DebianRuby | Program::OldBoto3 | Program::OldJavaScript => {
-            Uri::Relative
-        }
-        Program::Boto3
-        | Program::AwsCli
-        | Program::JavaScript
-        | Program::JavaScriptV2
-        | Program::Go
-        | Program::Java
-        | Program::Rust
-        | Program::ObjectStore
-        | Program::CommonRuntime => Uri::Full,
-    };
-    // Each call of a command line is a process, which fetches for itself.
-    let keeps_credentials = !matches!(program, Program::AwsCli | Program::DebianAwsCli);
-    Client { name, title, uri, keeps_credentials, program }
+    Client { name, title, uri: program.uri(), keeps_credentials: program.keeps_credentials(), program }
 }
 
 /// Those that are to be had on this machine.
@@ -188,107 +153,7 @@ impl Client {
 
     /// The version that is run.
     pub(crate) fn version(&self) -> Result<String> {
-        match self.program {
-            Program::Boto3 => {
-                said(Command::new(tool("python")?).args(["-c", "import boto3; print(boto3.__version__)"]))
-            }
-            Program::AwsCli => {
-                said(Command::new(tool("python")?).args(["-c", "import awscli; print(awscli.__version__)"]))
-            }
-            Program::DebianAwsCli => {
-                let line = said(Command::new("/usr/bin/aws").arg("--version"))?;
-                Ok(after(&line, "aws-cli/", ' ')?.to_owned())
-            }
-            Program::OldBoto3 => package_version("scripts/sdk-python/boto3.txt", "boto3==", ' '),
-            Program::CommonRuntime => package_version("scripts/sdk-python/awscrt.txt", "awscrt==", ' '),
-            Program::JavaScript => {
-                package_version("scripts/node/package.json", "\"@aws-sdk/client-sts\": \"", '"')
-            }
-            Program::OldJavaScript => {
-                package_version("scripts/sdk-node/package.json", "\"@aws-sdk/client-sts\": \"", '"')
-            }
-            Program::JavaScriptV2 => package_version("scripts/sdk-node/package.json", "\"aws-sdk\": \"", '"'),
-            Program::ObjectStore => {
-                package_version("e2e/sdk/object-store/Cargo.toml", "object_store = { version = \"=", '"')
-            }
-            Program::Go => {
-                Ok(after(include_str!("../../sdk/go/go.mod"), "aws-sdk-go-v2 v", '\n')?.to_owned())
-            }
-            Program::Java => {
-                let text = include_str!("../../sdk/java/pom.xml");
-                let (_, sts) = text.split_once("<artifactId>sts").context("pom.xml names sts")?;
-                Ok(after(sts, "<version>", '<')?.to_owned())
-            }
-            Program::Rust => {
-                let text = include_str!("../../../Cargo.lock");
-                let (_, package) = text.split_once("name = \"aws-config\"").context("Cargo.lock names it")?;
-                Ok(after(package, "version = \"", '"')?.to_owned())
-            }
-            Program::DebianRuby => said(
-                Command::new("/usr/bin/ruby")
-                    .args(["-e", "require 'aws-sdk-core'; puts Aws::CORE_GEM_VERSION"]),
-            ),
-        }
-    }
-}
-
-impl Program {
-    /// Whether the distribution's own are installed; the others always are.
-    fn is_here(self) -> bool {
-        match self {
-            Self::DebianAwsCli => Path::new("/usr/lib/python3/dist-packages/awscli").exists(),
-            Self::DebianRuby => Path::new("/usr/share/rubygems-integration").exists(),
-            Self::Boto3
-            | Self::OldBoto3
-            | Self::AwsCli
-            | Self::JavaScript
-            | Self::OldJavaScript
-            | Self::JavaScriptV2
-            | Self::Go
-            | Self::Java
-            | Self::Rust
-            | Self::ObjectStore
-            | Self::CommonRuntime => true,
-        }
-    }
-
-    /// The variable that says where its packages are, of programs that would not find them.
-    fn packages(self) -> Result<Option<(&'static str, PathBuf)>> {
-        Ok(Some(match self {
-            Self::JavaScript => ("ROLECALL_NODE_MODULES", tool("node")?),
-            Self::OldJavaScript | Self::JavaScriptV2 => ("ROLECALL_NODE_MODULES", tool("sdk-node")?),
-            Self::OldBoto3 => ("PYTHONPATH", tool("sdk-python")?.join("boto3")),
-            Self::CommonRuntime => ("PYTHONPATH", tool("sdk-python")?.join("awscrt")),
-            Self::Boto3
-            | Self::AwsCli
-            | Self::DebianAwsCli
-            | Self::Go
-            | Self::Java
-            | Self::Rust
-            | Self::ObjectStore
-            | Self::DebianRuby => return Ok(None),
-        }))
-    }
-
-    fn words(self) -> Result<Vec<String>> {
-        let script = |name: &str| sources().join(name).display().to_string();
-        let path = |path: PathBuf| path.display().to_string();
-        Ok(match self {
-            Self::Boto3 | Self::OldBoto3 => vec![path(tool("python")?), script("boto3_client.py")],
-            Self::CommonRuntime => vec![path(tool("python")?), script("awscrt_client.py")],
-            Self::AwsCli => vec![path(tool("python")?), "-m".into(), "awscli".into()],
-            Self::DebianAwsCli => vec!["/usr/bin/aws".into()],
-            Self::JavaScript | Self::OldJavaScript => vec!["node".into(), script("js_v3_client.mjs")],
-            Self::JavaScriptV2 => vec!["node".into(), script("js_v2_client.cjs")],
-            Self::Go => vec![path(tool("sdk-go")?.join("client"))],
-            Self::Java => {
-                let folder = path(tool("sdk-java")?);
-                vec!["java".into(), "-cp".into(), format!("{folder}:{folder}/lib/*"), "Client".into()]
-            }
-            Self::Rust => vec![path(rust_client()?)],
-            Self::ObjectStore => vec![path(tool("sdk-object-store")?.join("client"))],
-            Self::DebianRuby => vec!["ruby".into(), script("ruby_client.rb")],
-        })
+        self.program.version()
     }
 }
 
@@ -296,68 +161,4 @@ impl Program {
 struct Identity {
     #[serde(rename = "Arn")]
     arn: String,
-}
-
-/// What the pods see of this machine.
-fn folders() -> Result<Vec<PathBuf>> {
-    let python = tool("python")?.canonicalize()?;
-    let python = python.parent().and_then(Path::parent).context("python is in a folder")?;
-    let rust = rust_client()?;
-    let mut folders = vec![
-        PathBuf::from("/usr"),
-        PathBuf::from("/etc/alternatives"),
-        PathBuf::from("/etc/ssl"),
-        sources(),
-        tool("python")?.parent().and_then(Path::parent).context("python is in a folder")?.to_owned(),
-        python.to_owned(),
-        tool("node")?.parent().context("the packages are in a folder")?.to_owned(),
-        tool("sdk-go")?,
-        tool("sdk-java")?,
-        tool("sdk-node")?.parent().context("the packages are in a folder")?.to_owned(),
-        tool("sdk-python")?,
-        tool("sdk-object-store")?,
-        rust.parent().context("the client is in a folder")?.to_owned(),
-    ];
-    // Debian's Java has its settings there.
-    for entry in std::fs::read_dir("/etc")? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("java-") {
-            folders.push(entry.path());
-        }
-    }
-    folders.retain(|folder| folder.exists());
-    // What lies within another of them is there already.
-    let all = folders.clone();
-    folders.retain(|folder| !all.iter().any(|other| folder != other && folder.starts_with(other)));
-    folders.dedup();
-    Ok(folders)
-}
-
-fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk")
-}
-
-/// It is built with this program, and lies beside it.
-fn rust_client() -> Result<PathBuf> {
-    let path = std::env::current_exe()?.with_file_name("rust-sdk-client");
-    ensure!(path.exists(), "{} is missing: cargo build -p rolecall-e2e --bins", path.display());
-    Ok(path)
-}
-
-/// What a file of this repository pins.
-fn package_version(file: &str, start: &str, end: char) -> Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    Ok(after(&text, start, end)?.to_owned())
-}
-
-fn said(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-fn after<'a>(text: &'a str, start: &str, end: char) -> Result<&'a str> {
-    let (_, rest) = text.split_once(start).with_context(|| format!("{start} is not there"))?;
-    Ok(rest.split(end).next().unwrap_or(rest))
 }

@@ -1,7 +1,7 @@
 //! The table of SDKs in the documentation.
 
 use super::Outcome;
-use super::client::Uri;
+use super::program::Uri;
 
 /// The rows, as Markdown.
 pub(super) fn render(outcomes: &[Outcome]) -> String {
