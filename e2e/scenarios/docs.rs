@@ -42,6 +42,7 @@ This page is written by `make e2e`; its words are in `e2e/scenarios/docs.rs`.
 Each SDK runs unmodified in a pod of its own, with its own defaults for timeouts, retries and caches, and is told where to ask by what the shim injects.
 It calls `GetCallerIdentity`, and STS says that it is the role of its pod.
 The first call is made while STS takes 10 s to hand out credentials.
+All clients start at once; loading what they need, as the classes of the JVM, is part of their time.
 The relative URI is for SDKs that are too old to know the address of the full URI, or to read the token from a file.
 The AWS CLI v2, Ruby and PHP are those of Debian 12 (`apt install awscli ruby-aws-sdk-core php-cli php-async-aws-core`); a run on a machine without them leaves them out.
 Sessions last 150 s, and the daemon says 60 s less; the same client goes on calling for 180 s, beyond the expiry of its first credentials, which STS refuses by then.
