@@ -1,4 +1,4 @@
-//! Deaths in the middle: of the new daemon, and of the old one, at each step.
+//! Deaths of the new daemon in the middle, and of either at moments that nobody chooses.
 
 use std::os::unix::net::UnixListener;
 
@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{
-    load::{Load, Patience},
+    load::Load,
     node::{Daemon, LIMIT, Node},
     peer::Peer,
 };
@@ -50,7 +50,7 @@ async fn a_hundred_times_a_new_daemon_dies_the_old_one_serves_on_and_the_next_ta
     let tokens: Vec<String> = pods.iter().map(|pod| pod.token().unwrap()).collect();
     let mut serving = node.start(&[]).await;
     node.warm(&pods).await;
-    let load = Load::start(node.endpoint, &tokens, Patience::None);
+    let load = Load::start(node.endpoint, &tokens);
     for round in 0..ROUNDS {
         let dies = NEW_DIES[round % NEW_DIES.len()];
         if let Dies::Starting | Dies::Unheard = dies {
@@ -132,7 +132,7 @@ async fn when_the_old_daemon_dies_with_the_sockets_shared_the_new_one_serves_on_
         let new = node.spawn(&[]);
         let mut old = Peer::accept(&listener);
         // Connections that came in at the old one and that it has not accepted: they are in the socket.
-        let load = Load::start(node.endpoint, &[pods[0].token().unwrap()], Patience::None);
+        let load = Load::start(node.endpoint, &[pods[0].token().unwrap()]);
         let doors = ["Endpoint", "Admin", "Metrics"];
         old.offer(&[(doors[0], &sockets[0]), (doors[1], &sockets[1]), (doors[2], &sockets[2])]);
         if commits {
@@ -157,6 +157,8 @@ async fn a_kill_of_either_at_any_moment_leaves_one_healthy_daemon() {
     let tokens: Vec<String> = pods.iter().map(|pod| pod.token().unwrap()).collect();
     let mut serving = node.start(&[]).await;
     node.warm(&pods).await;
+    let load = Load::start(node.endpoint, &tokens);
+    load.wait_for(16).await;
     // What is said by either daemon on the way, in this order.
     let moments = [
         (false, "starting"),
@@ -171,6 +173,8 @@ async fn a_kill_of_either_at_any_moment_leaves_one_healthy_daemon() {
             let speaker = if by_old { &serving } else { &new };
             speaker.logged(moment).await;
             let (dead, alive) = if kills_old { (serving, new) } else { (new, serving) };
+            // How far they have come by now, nobody knows: it may be that only the dead one had the sockets.
+            load.death(true);
             dead.process.kill().unwrap();
             if !kills_old && has_handed_over(&alive).await {
                 // The only daemon died; the kubelet starts it again.
@@ -180,11 +184,12 @@ async fn a_kill_of_either_at_any_moment_leaves_one_healthy_daemon() {
                 alive.is_ready_soon().await;
                 serving = alive;
             }
-            let load = Load::start(node.endpoint, &tokens, Patience::OnceMore);
+            load.death_is_over();
             load.wait_for(16).await;
-            assert_eq!(load.stop().await.1, [""; 0], "killed the old one: {kills_old}, at {moment:?}");
+            assert_eq!(load.failures(), [""; 0], "killed the old one: {kills_old}, at {moment:?}");
         }
     }
+    assert_eq!(load.stop().await.1, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -196,7 +201,7 @@ async fn after_a_kill_of_the_only_daemon_the_next_starts_cold_at_its_socket() {
     first.process.kill().unwrap();
     assert!(node.handover_socket().exists(), "a stale file");
     let second = node.start(&[]).await;
-    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()], Patience::None);
+    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()]);
     load.wait_for(4).await;
     assert_eq!(load.stop().await.1, [""; 0]);
     assert_eq!(node.world.sts.call_count(), 2);

@@ -15,19 +15,13 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What clients do about a connection that breaks before its answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// It is a failure.
-    None,
-    /// As every SDK does, they try once more: a process that is killed breaks what it has accepted.
-    OnceMore,
-}
-
 /// Between two requests of a client: two clients stay below what one pod may ask in a second.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Clients under way.
+///
+/// What fails is a failure, with one exception: a process that is killed breaks what it has accepted. So a connection
+/// that was opened before a [`Load::death`] was over may break after that has begun.
 pub struct Load {
     clients: JoinSet<()>,
     shared: Arc<Shared>,
@@ -35,20 +29,50 @@ pub struct Load {
 
 struct Shared {
     endpoint: SocketAddr,
-    patience: Patience,
     stop: AtomicBool,
+    opened: AtomicUsize,
     answered: AtomicUsize,
+    broken: AtomicUsize,
+    deaths: Deaths,
     failures: Mutex<Vec<String>>,
+}
+
+/// Deaths of daemons, of which there is one at a time.
+#[derive(Default)]
+struct Deaths {
+    begun: AtomicUsize,
+    over: AtomicUsize,
+    /// Nobody holds the listening sockets until it is over.
+    nobody_listens: AtomicBool,
+}
+
+/// An open connection.
+struct Connection {
+    stream: TcpStream,
+    /// How many deaths were over by then.
+    opened_after: usize,
+}
+
+/// Why a request has no good answer.
+enum Failure {
+    /// No connection, after as many deaths.
+    NotOpened(usize, String),
+    /// It broke.
+    Broken(usize, String),
+    /// The answer is not what it must be.
+    Wrong(String),
 }
 
 impl Load {
     /// Two clients for each token, one of either kind.
-    pub fn start(endpoint: SocketAddr, tokens: &[String], patience: Patience) -> Self {
+    pub fn start(endpoint: SocketAddr, tokens: &[String]) -> Self {
         let shared = Arc::new(Shared {
             endpoint,
-            patience,
             stop: AtomicBool::new(false),
+            opened: AtomicUsize::new(0),
             answered: AtomicUsize::new(0),
+            broken: AtomicUsize::new(0),
+            deaths: Deaths::default(),
             failures: Mutex::default(),
         });
         let mut clients = JoinSet::new();
@@ -61,20 +85,51 @@ impl Load {
         Self { clients, shared }
     }
 
+    /// A daemon is about to be killed; `nobody_listens` where no other has the sockets.
+    pub fn death(&self, nobody_listens: bool) {
+        let deaths = &self.shared.deaths;
+        deaths.nobody_listens.store(nobody_listens, Ordering::SeqCst);
+        deaths.begun.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whoever connects from now on meets one that lives.
+    pub fn death_is_over(&self) {
+        let deaths = &self.shared.deaths;
+        deaths.over.store(deaths.begun.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
     pub fn answered(&self) -> usize {
         self.shared.answered.load(Ordering::SeqCst)
     }
 
+    /// How many connections have broken that might.
+    pub fn broken(&self) -> usize {
+        self.shared.broken.load(Ordering::SeqCst)
+    }
+
     /// Waits until `count` more requests were answered.
     pub async fn wait_for(&self, count: usize) {
-        let enough = self.answered() + count;
-        let answered = async {
-            while self.answered() < enough {
+        self.until(&self.shared.answered, self.answered() + count).await;
+    }
+
+    /// Waits until `count` connections have broken that might, since the start.
+    pub async fn wait_until_broken(&self, count: usize) {
+        self.until(&self.shared.broken, count).await;
+    }
+
+    /// Waits until `count` connections were opened since the start, whether anybody has accepted them or not.
+    pub async fn wait_for_connections(&self, count: usize) {
+        self.until(&self.shared.opened, count).await;
+    }
+
+    async fn until(&self, counted: &AtomicUsize, enough: usize) {
+        let counted = async {
+            while counted.load(Ordering::SeqCst) < enough {
                 assert!(self.failures().is_empty(), "{:?}", self.failures());
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        tokio::time::timeout(super::node::LIMIT, answered).await.unwrap();
+        tokio::time::timeout(super::node::LIMIT, counted).await.unwrap();
     }
 
     pub fn failures(&self) -> Vec<String> {
@@ -95,47 +150,82 @@ impl Shared {
     async fn ask_on(&self, token: &str, keeps_alive: bool) {
         let mut kept = None;
         while !self.stop.load(Ordering::SeqCst) {
-            let mut result = self.ask(token, keeps_alive, &mut kept).await;
-            if result.is_err() && self.patience == Patience::OnceMore {
-                kept = None;
-                result = self.ask(token, keeps_alive, &mut kept).await;
-            }
-            match result {
+            match self.ask(token, keeps_alive, &mut kept).await {
                 Ok(()) => drop(self.answered.fetch_add(1, Ordering::SeqCst)),
-                Err(why) => {
-                    self.failures.lock().unwrap().push(format!("keeps_alive={keeps_alive}: {why}"));
-                    kept = None;
-                }
+                Err(failure) => match self.deaths.excuse(failure) {
+                    Ok(()) => drop(self.broken.fetch_add(1, Ordering::SeqCst)),
+                    Err(why) => {
+                        self.failures.lock().unwrap().push(format!("keeps_alive={keeps_alive}: {why}"));
+                    }
+                },
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
+    async fn open(&self) -> Result<Connection, Failure> {
+        let opened_after = self.deaths.over.load(Ordering::SeqCst);
+        match TcpStream::connect(self.endpoint).await {
+            Ok(stream) => {
+                self.opened.fetch_add(1, Ordering::SeqCst);
+                Ok(Connection { stream, opened_after })
+            }
+            Err(error) => Err(Failure::NotOpened(opened_after, format!("connect: {error}"))),
+        }
+    }
+
     /// One request; the connection is kept for the next one where both sides want it.
-    async fn ask(&self, token: &str, keeps_alive: bool, kept: &mut Option<TcpStream>) -> Result<(), String> {
-        let mut stream = match kept.take() {
-            Some(stream) => stream,
-            None => TcpStream::connect(self.endpoint).await.map_err(|error| format!("connect: {error}"))?,
+    async fn ask(
+        &self,
+        token: &str,
+        keeps_alive: bool,
+        kept: &mut Option<Connection>,
+    ) -> Result<(), Failure> {
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => self.open().await?,
         };
-        let connection = if keeps_alive { "keep-alive" } else { "close" };
+        let opened_after = connection.opened_after;
+        let broken = |why| Failure::Broken(opened_after, why);
+        let stream = &mut connection.stream;
+        let wish = if keeps_alive { "keep-alive" } else { "close" };
         let request = format!(
-            "GET /v1/credentials HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\nConnection: {connection}\r\n\r\n"
+            "GET /v1/credentials HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\nConnection: {wish}\r\n\r\n"
         );
-        stream.write_all(request.as_bytes()).await.map_err(|error| format!("send: {error}"))?;
-        let (head, rest) = answer(&mut stream).await?;
+        stream.write_all(request.as_bytes()).await.map_err(|error| broken(format!("send: {error}")))?;
+        let (head, rest) = answer(stream).await.map_err(broken)?;
         if !head.starts_with("HTTP/1.1 200 ") {
-            return Err(format!("refused: {head}"));
+            return Err(Failure::Wrong(format!("refused: {head}")));
         }
         if !rest.is_empty() {
-            return Err(format!("{} bytes after the answer", rest.len()));
+            return Err(Failure::Wrong(format!("{} bytes after the answer", rest.len())));
         }
         if keeps_alive && !head.to_lowercase().contains("connection: close") {
-            *kept = Some(stream);
+            *kept = Some(connection);
             return Ok(());
         }
         let mut more = Vec::new();
-        stream.read_to_end(&mut more).await.map_err(|error| format!("the end: {error}"))?;
-        if more.is_empty() { Ok(()) } else { Err(format!("answered twice: {} more bytes", more.len())) }
+        stream.read_to_end(&mut more).await.map_err(|error| broken(format!("the end: {error}")))?;
+        match more.len() {
+            0 => Ok(()),
+            bytes => Err(Failure::Wrong(format!("answered twice: {bytes} more bytes"))),
+        }
+    }
+}
+
+impl Deaths {
+    /// Nothing where a death explains `failure`, or else what it is.
+    fn excuse(&self, failure: Failure) -> Result<(), String> {
+        let has_begun = |opened_after| opened_after < self.begun.load(Ordering::SeqCst);
+        match failure {
+            Failure::Broken(opened_after, _) if has_begun(opened_after) => Ok(()),
+            Failure::NotOpened(opened_after, _)
+                if has_begun(opened_after) && self.nobody_listens.load(Ordering::SeqCst) =>
+            {
+                Ok(())
+            }
+            Failure::Broken(_, why) | Failure::NotOpened(_, why) | Failure::Wrong(why) => Err(why),
+        }
     }
 }
 

@@ -63,8 +63,18 @@ impl Node {
         self.spawn_again(&format!("daemon-{}", self.daemons.get()), flags)
     }
 
+    /// Starts a daemon that looks for the one before it, and waits for the one after it, at `handover_socket`.
+    pub fn spawn_at(&self, handover_socket: &Path) -> Daemon {
+        self.daemons.set(self.daemons.get() + 1);
+        self.spawn_with(&format!("daemon-{}", self.daemons.get()), handover_socket, &[])
+    }
+
     /// Starts a daemon in the place of an earlier one of this name, as in the same pod.
     pub fn spawn_again(&self, name: &str, flags: &[&str]) -> Daemon {
+        self.spawn_with(name, &self.handover_socket(), flags)
+    }
+
+    fn spawn_with(&self, name: &str, handover_socket: &Path, flags: &[&str]) -> Daemon {
         let scratch = self.scratch.path();
         let socket = scratch.join(name).join("admin.sock");
         let mut command = Process::command(binary("rolecall-daemon").unwrap());
@@ -77,7 +87,7 @@ impl Node {
             format!("--admin-listen={}", self.admin),
             format!("--metrics-listen={}", self.metrics),
             format!("--admin-socket={}", socket.display()),
-            format!("--handover-socket={}", self.handover_socket().display()),
+            format!("--handover-socket={}", handover_socket.display()),
             "--metadata-firewall=off".to_owned(),
             "--manage-addresses=off".to_owned(),
         ]);
@@ -122,6 +132,22 @@ impl Daemon {
     /// Waits for a text in its log.
     pub async fn logged(&self, part: &str) {
         self.process.wait_until_ready(LIMIT, async || self.process.logs().contains(part)).await.unwrap();
+    }
+
+    /// Has it do nothing more, and waits until that is so.
+    pub async fn stand_still(&self) {
+        self.process.signal(Signal::SIGSTOP).unwrap();
+        let tasks = format!("/proc/{}/task", self.process.id());
+        let stands = || {
+            std::fs::read_dir(&tasks).unwrap().flatten().all(|task| {
+                // One that has ended meanwhile does nothing more either. The state stands after the name, which may
+                // hold anything.
+                std::fs::read_to_string(task.path().join("stat")).map_or(true, |stat| {
+                    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+                })
+            })
+        };
+        self.process.wait_until_ready(LIMIT, async || stands()).await.unwrap();
     }
 
     pub async fn stop(&self) {

@@ -9,7 +9,7 @@ use rolecall_process::probe::{self, Question};
 use serde_json::json;
 
 use super::{
-    load::{Load, Patience},
+    load::Load,
     node::{Node, until_exists},
     peer::Peer,
 };
@@ -24,7 +24,7 @@ async fn a_hundred_hand_overs_in_a_row_fail_no_request_and_ask_sts_for_nothing()
     let tokens: Vec<String> = pods.iter().map(|pod| pod.token().unwrap()).collect();
     let mut serving = node.start(&[]).await;
     node.warm(&pods).await;
-    let load = Load::start(node.endpoint, &tokens, Patience::None);
+    let load = Load::start(node.endpoint, &tokens);
     for round in 0..ROUNDS {
         let next = node.start(&[]).await;
         let log = next.process.logs();
@@ -52,11 +52,11 @@ async fn exchanges_that_are_out_serve_those_who_wait_at_either_daemon() {
     let pods: Vec<_> = (0..4).map(|number| node.pod(&format!("orders-{number}"))).collect();
     let tokens: Vec<String> = pods.iter().map(|pod| pod.token().unwrap()).collect();
     node.world.sts.wait_for_requests(4).await;
-    let at_the_old = Load::start(node.endpoint, &tokens, Patience::None);
+    let at_the_old = Load::start(node.endpoint, &tokens);
     until_waiting(&node, 8.0).await;
     let new = node.start(&patient).await;
     assert!(new.process.logs().contains("took over from the daemon before"));
-    let at_the_new = Load::start(node.endpoint, &tokens, Patience::None);
+    let at_the_new = Load::start(node.endpoint, &tokens);
     until_waiting(&node, 8.0).await;
     gate.release_all();
     at_the_old.wait_for(8).await;
@@ -74,7 +74,7 @@ async fn other_settings_take_the_sockets_and_fetch_anew() {
     let pods = [node.pod("orders")];
     let mut serving = node.start(&[]).await;
     node.warm(&pods).await;
-    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()], Patience::None);
+    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()]);
     // Another session is another key; another region is another cache.
     for (flag, offer) in
         [("--session-duration=30m", "has_cache=true"), ("--region=eu-west-1", "has_cache=false")]
@@ -108,7 +108,7 @@ async fn the_old_daemon_waits_to_be_stopped_and_its_pod_does_not_take_over_again
     old.process.kill().unwrap();
     let again = node.spawn_again("daemon-1", &[]);
     again.logged("standing by until that is gone").await;
-    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()], Patience::None);
+    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()]);
     load.wait_for(20).await;
     assert_eq!(load.stop().await.1, [""; 0]);
     assert!(!again.is_ready().await && again.is_alive().await && new.is_ready().await);
@@ -116,7 +116,7 @@ async fn the_old_daemon_waits_to_be_stopped_and_its_pod_does_not_take_over_again
     // With the other gone it is the one.
     new.process.kill().unwrap();
     again.is_ready_soon().await;
-    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()], Patience::None);
+    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()]);
     load.wait_for(4).await;
     assert_eq!(load.stop().await.1, [""; 0]);
 }
@@ -130,7 +130,7 @@ async fn a_new_daemon_without_an_api_server_waits_and_the_old_one_serves() {
     node.world.cluster.set_outage(true).await.unwrap();
     let new = node.spawn(&[]);
     until_exists(&new.socket, true).await;
-    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()], Patience::None);
+    let load = Load::start(node.endpoint, &[pods[0].token().unwrap()]);
     load.wait_for(50).await;
     assert!(old.is_ready().await && !new.is_ready().await);
     node.world.cluster.set_outage(false).await.unwrap();
