@@ -67,12 +67,12 @@ impl Meeting {
 
 impl Between {
     /// What the old daemon says, once it is a `kind`; what it says before is passed on.
-    pub fn from_old(&self, kind: &str) -> Parcel {
+    pub fn of_old(&self, kind: &str) -> Parcel {
         next(&self.old, &self.new, kind)
     }
 
     /// What the new daemon says, once it is a `kind`; what it says before is passed on.
-    pub fn from_new(&self, kind: &str) -> Parcel {
+    pub fn of_new(&self, kind: &str) -> Parcel {
         next(&self.new, &self.old, kind)
     }
 

@@ -102,24 +102,24 @@ async fn a_hundred_times_the_old_daemon_dies_and_breaks_nothing_but_what_it_has_
 
 /// Lets the two come as far as `dies` says; the old one has heard the hello.
 async fn go_to(dies: Dies, between: &Between, old: &Daemon, new: &Daemon) {
-    let offer = between.from_old("Offer");
+    let offer = between.of_old("Offer");
     if dies == Dies::Offered {
         new.stand_still().await;
         return between.to_new(&offer);
     }
     between.to_new(&offer);
     drop(offer);
-    let commit = between.from_new("Commit");
+    let commit = between.of_new("Commit");
     if dies == Dies::Committed {
         return;
     }
     between.to_old(&commit);
-    let release = between.from_old("Release");
+    let release = between.of_old("Release");
     if dies == Dies::Releasing {
         return;
     }
     between.to_new(&release);
-    let serving = between.from_new("Serving");
+    let serving = between.of_new("Serving");
     if dies == Dies::Released {
         return;
     }
