@@ -41,6 +41,7 @@ This page is written by `make e2e`; its words are in `e2e/scenarios/docs.rs`.
 
 Each SDK runs unmodified in a pod of its own, with its own defaults for timeouts, retries and caches, and is told where to ask by what the shim injects.
 It calls `GetCallerIdentity`, and STS says that it is the role of its pod.
+Arrow, in which the SDK for C++ is, calls nothing but S3: it lists the buckets of an S3 that names them after the caller.
 The first call is made while STS takes 10 s to hand out credentials.
 All clients start at once; loading what they need, as the classes of the JVM, is part of their time.
 The relative URI is for SDKs that are too old to know the address of the full URI, or to read the token from a file.

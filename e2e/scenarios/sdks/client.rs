@@ -28,7 +28,7 @@ pub(crate) struct Client {
     program: Program,
 }
 
-static CLIENTS: [Client; 22] = [
+static CLIENTS: [Client; 23] = [
     client("boto3", "Python, boto3", Program::Boto3),
     client("boto3-old", "Python, an old boto3", Program::OldBoto3),
     client("aiobotocore", "Python, aiobotocore", Program::Aiobotocore),
@@ -48,6 +48,7 @@ static CLIENTS: [Client; 22] = [
     client("kotlin", "Kotlin", Program::Kotlin),
     client("rust", "Rust, aws-config", Program::Rust),
     client("object-store", "Rust, object_store", Program::ObjectStore),
+    client("cpp", "C++, in Apache Arrow", Program::Arrow),
     client("awscrt", "Common Runtime (C++), awscrt", Program::CommonRuntime),
     client("ruby-v3", "Ruby v3", Program::DebianRuby),
     client("php", "PHP, AsyncAws", Program::DebianPhp),

@@ -28,6 +28,7 @@ pub(super) enum Program {
     Kotlin,
     Rust,
     ObjectStore,
+    Arrow,
     CommonRuntime,
     DebianRuby,
     DebianPhp,
@@ -68,6 +69,7 @@ impl Program {
             | Self::Kotlin
             | Self::Rust
             | Self::ObjectStore
+            | Self::Arrow
             | Self::CommonRuntime => Uri::Full,
         }
     }
@@ -107,6 +109,7 @@ impl Program {
             | Self::Kotlin
             | Self::Rust
             | Self::ObjectStore
+            | Self::Arrow
             | Self::CommonRuntime => None,
         }
     }
@@ -121,6 +124,7 @@ impl Program {
             Self::OldBoto3 => python("boto3"),
             Self::Aiobotocore => python("aiobotocore"),
             Self::OldAwsCli => python("awscli"),
+            Self::Arrow => python("pyarrow"),
             Self::CommonRuntime => python("awscrt"),
             Self::Boto3
             | Self::AwsCli
@@ -159,6 +163,7 @@ impl Program {
         match self {
             Self::Boto3 | Self::OldBoto3 => python("boto3_client.py"),
             Self::Aiobotocore => python("aiobotocore_client.py"),
+            Self::Arrow => python("arrow_client.py"),
             Self::CommonRuntime => python("awscrt_client.py"),
             Self::AwsCli | Self::OldAwsCli => Ok(vec![path(tool("python")?), "-m".into(), "awscli".into()]),
             Self::DebianAwsCli => Ok(vec!["/usr/bin/aws".into()]),
@@ -196,6 +201,8 @@ impl Program {
             Self::Aiobotocore => python("scripts/sdk-python/aiobotocore.txt", "aiobotocore"),
             Self::OldAwsCli => python("scripts/sdk-python/awscli.txt", "awscli"),
             Self::CommonRuntime => python("scripts/sdk-python/awscrt.txt", "awscrt"),
+            // The SDK says its own version nowhere but in its requests.
+            Self::Arrow => Ok(format!("pyarrow {}", python("scripts/sdk-python/pyarrow.txt", "pyarrow")?)),
             Self::DebianAwsCli => {
                 let line = said(Command::new("/usr/bin/aws").arg("--version"))?;
                 Ok(after(&line, "aws-cli/", ' ')?.to_owned())

@@ -1,4 +1,4 @@
-//! The three operations: what each checks, in AWS's order.
+//! The three operations of STS, and one of S3: what each checks, in AWS's order.
 
 use http::request::Parts;
 
@@ -7,7 +7,8 @@ use super::arn::Role;
 use super::error::StsError;
 use super::query::{Action, Query};
 use super::reply::Document;
-use super::{sigv4, trust};
+use super::sigv4::{self, Service};
+use super::trust;
 use crate::clock;
 
 /// The true answer to a request.
@@ -21,7 +22,10 @@ pub(super) fn perform(
         Action::AssumeRoleWithWebIdentity => assume_role_with_web_identity(account, query),
         Action::AssumeRole => assume_role(account, head, body, query),
         Action::GetCallerIdentity => {
-            sigv4::authenticate(account, head, body, clock::now()).map(Document::CallerIdentity)
+            sigv4::authenticate(account, head, body, Service::Sts, clock::now()).map(Document::CallerIdentity)
+        }
+        Action::ListBuckets => {
+            sigv4::authenticate(account, head, body, Service::S3, clock::now()).map(Document::Buckets)
         }
     }
 }
@@ -41,7 +45,7 @@ fn assume_role_with_web_identity(account: &Account, query: &Query) -> Result<Doc
 }
 
 fn assume_role(account: &Account, head: &Parts, body: &[u8], query: &Query) -> Result<Document, StsError> {
-    let caller = sigv4::authenticate(account, head, body, clock::now())?;
+    let caller = sigv4::authenticate(account, head, body, Service::Sts, clock::now())?;
     let role_arn = query.require("RoleArn", "roleArn")?;
     let session_name = query.session_name()?;
     let duration = query.duration_seconds()?;

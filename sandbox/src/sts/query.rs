@@ -1,5 +1,6 @@
 //! The Query protocol's request: form fields in the body, or in the query string.
 
+use http::Method;
 use http::request::Parts;
 use url::form_urlencoded;
 
@@ -10,7 +11,10 @@ use crate::jws::Jws;
 const VERSION: &str = "2011-06-15";
 
 /// The fields of a request.
-pub(super) struct Query(Vec<(String, String)>);
+pub(super) struct Query {
+    fields: Vec<(String, String)>,
+    is_s3: bool,
+}
 
 /// The operations there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,17 +22,22 @@ pub(super) enum Action {
     AssumeRoleWithWebIdentity,
     AssumeRole,
     GetCallerIdentity,
+    /// For SDKs that come without STS: S3, on whose requests there is no action.
+    ListBuckets,
 }
 
 impl Query {
     pub(super) fn parse(head: &Parts, body: &[u8]) -> Self {
         let in_uri = head.uri.query().unwrap_or_default().as_bytes();
         let fields = [in_uri, body].map(|fields| form_urlencoded::parse(fields).into_owned());
-        Self(fields.into_iter().flatten().collect())
+        let fields: Vec<_> = fields.into_iter().flatten().collect();
+        // S3 alone wants the body's digest in a header.
+        let is_s3 = head.method == Method::GET && head.headers.contains_key("x-amz-content-sha256");
+        Self { fields, is_s3 }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     pub(super) fn role_arn(&self) -> Option<&str> {
@@ -36,6 +45,9 @@ impl Query {
     }
 
     pub(super) fn action(&self) -> Result<Action, StsError> {
+        if self.is_s3 {
+            return Ok(Action::ListBuckets);
+        }
         let action = self.get("Action").ok_or_else(StsError::missing_action)?;
         let version = self.get("Version").unwrap_or("NO_VERSION_SPECIFIED");
         match action {
@@ -156,6 +168,17 @@ mod tests {
         check_action("Action=GetCallerIdentity&Version=2010-05-08", Err("InvalidAction"));
         check_action("Action=GetSessionToken&Version=2011-06-15", Err("InvalidAction"));
         check_action("Version=2011-06-15", Err("MissingAction"));
+    }
+
+    #[test]
+    fn a_read_with_a_digest_is_meant_for_s3() {
+        let request = |method: Method| {
+            let request = http::Request::builder().method(method).uri("/");
+            request.header("x-amz-content-sha256", "abc").body(()).unwrap().into_parts().0
+        };
+        assert_eq!(Query::parse(&request(Method::GET), b"").action().ok(), Some(Action::ListBuckets));
+        let posted = Query::parse(&request(Method::POST), b"");
+        assert_eq!(posted.action().err().map(|error| error.code()), Some("MissingAction"));
     }
 
     #[test]

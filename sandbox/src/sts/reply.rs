@@ -9,13 +9,21 @@ use super::error::StsError;
 use crate::clock;
 use crate::listener::Answer;
 
+const S3_NAMESPACE: &str = "http://s3.amazonaws.com/doc/2006-03-01/";
+
 const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 
 /// A successful answer.
 pub(super) enum Document {
-    WebIdentitySession { session: IssuedSession, provider: String, audience: String },
+    WebIdentitySession {
+        session: IssuedSession,
+        provider: String,
+        audience: String,
+    },
     Session(IssuedSession),
     CallerIdentity(IssuedSession),
+    /// Buckets that are named after the caller: its ARN and its access key id.
+    Buckets(IssuedSession),
 }
 
 impl Document {
@@ -24,7 +32,8 @@ impl Document {
         match self {
             Self::WebIdentitySession { session, .. }
             | Self::Session(session)
-            | Self::CallerIdentity(session) => &session.access_key_id,
+            | Self::CallerIdentity(session)
+            | Self::Buckets(session) => &session.access_key_id,
         }
     }
 
@@ -53,6 +62,7 @@ impl Document {
                 ]
                 .concat(),
             ),
+            Self::Buckets(session) => return buckets(session),
         };
         format!(
             "<{operation}Response xmlns=\"{NAMESPACE}\"><{operation}Result>{result}</{operation}Result>\
@@ -108,6 +118,20 @@ fn credentials(session: &IssuedSession) -> String {
         element("Expiration", &clock::iso8601(session.expires_at)),
     ];
     format!("<Credentials>{}</Credentials>", parts.concat())
+}
+
+fn buckets(session: &IssuedSession) -> String {
+    let bucket = |name: &str| {
+        let created = element("CreationDate", "2006-03-14T00:00:00.000Z");
+        format!("<Bucket>{}{created}</Bucket>", element("Name", name))
+    };
+    format!(
+        "<ListAllMyBucketsResult xmlns=\"{S3_NAMESPACE}\"><Owner>{}</Owner><Buckets>{}{}</Buckets>\
+         </ListAllMyBucketsResult>\n",
+        element("ID", &session.account),
+        bucket(&session.assumed_role_arn),
+        bucket(&session.access_key_id),
+    )
 }
 
 fn element(name: &str, text: &str) -> String {

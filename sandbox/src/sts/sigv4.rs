@@ -29,16 +29,24 @@ struct Authorization<'a> {
     signature: &'a str,
 }
 
-/// The session whose credentials the request was signed with.
+/// What a signature is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Service {
+    Sts,
+    S3,
+}
+
+/// The session whose credentials the request to this service was signed with.
 pub(super) fn authenticate(
     account: &Account,
     head: &Parts,
     body: &[u8],
+    service: Service,
     now: SystemTime,
 ) -> Result<IssuedSession, StsError> {
     let header =
         text(&head.headers, AUTHORIZATION.as_str()).ok_or_else(StsError::missing_authentication_token)?;
-    let authorization = Authorization::parse(header).ok_or_else(|| {
+    let authorization = Authorization::parse(header, service).ok_or_else(|| {
         StsError::incomplete_signature("Authorization header is not of Signature Version 4")
     })?;
     let signed_at = text(&head.headers, "x-amz-date").ok_or_else(|| {
@@ -69,17 +77,26 @@ pub(super) fn authenticate(
     Ok(session)
 }
 
+impl Service {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sts => "sts",
+            Self::S3 => "s3",
+        }
+    }
+}
+
 impl<'a> Authorization<'a> {
-    fn parse(header: &'a str) -> Option<Self> {
+    fn parse(header: &'a str, service: Service) -> Option<Self> {
         let fields = header.strip_prefix("AWS4-HMAC-SHA256 ")?;
         let field = |name: &str| {
             fields.split(',').find_map(|field| field.trim().strip_prefix(name)?.strip_prefix('='))
         };
         let (access_key_id, scope) = field("Credential")?.split_once('/')?;
-        let &[date, _, "sts", "aws4_request"] = scope.split('/').collect::<Vec<_>>().as_slice() else {
+        let &[date, _, scoped_to, "aws4_request"] = scope.split('/').collect::<Vec<_>>().as_slice() else {
             return None;
         };
-        (date.len() == 8).then_some(())?;
+        (date.len() == 8 && scoped_to == service.name()).then_some(())?;
         Some(Self {
             access_key_id,
             scope,
@@ -181,7 +198,7 @@ mod tests {
     #[test]
     fn a_header_is_taken_apart() {
         let header = authorization("host;x-amz-date");
-        let read = Authorization::parse(&header).unwrap();
+        let read = Authorization::parse(&header, Service::Sts).unwrap();
         let expect = Authorization {
             access_key_id: "ASIAEXAMPLE",
             scope: SCOPE,
@@ -189,7 +206,9 @@ mod tests {
             signature: "abc",
         };
         assert_eq!(read, expect);
-        assert_eq!(Authorization::parse(&header.replace(", ", ",")), Some(expect));
+        assert_eq!(Authorization::parse(&header.replace(", ", ","), Service::Sts), Some(expect));
+        assert!(Authorization::parse(&header.replace("/sts/", "/s3/"), Service::S3).is_some());
+        assert_eq!(Authorization::parse(&header, Service::S3), None, "signed for another service");
         assert!(read.covers(&["host"]) && !read.covers(&["host", "x-amz-security-token"]));
     }
 
@@ -198,10 +217,11 @@ mod tests {
         for header in [
             "Bearer abc".to_owned(),
             authorization("host").replace("/sts/", "/s3/"),
+            authorization("host").replace("/sts/", "/ec2/"),
             authorization("host").replace("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256"),
             authorization("host").replace("Signature=abc", ""),
         ] {
-            assert_eq!(Authorization::parse(&header), None, "{header}");
+            assert_eq!(Authorization::parse(&header, Service::Sts), None, "{header}");
         }
     }
 
