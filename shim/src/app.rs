@@ -125,7 +125,14 @@ impl App {
         let provider = tls::provider(&config.tls);
         let serving = Serving::new(provider.clone(), &mut registry);
         let parts = Parts { readiness: &readiness, tasks: &tasks, client: &client, namespace: &namespace };
-        parts.keep_certificate(config.certificate, serving.clone(), clock.clone(), &mut registry);
+        let webhook_configuration = config.webhook_configuration;
+        parts.keep_certificate(
+            config.certificate,
+            webhook_configuration.clone(),
+            serving.clone(),
+            clock.clone(),
+            &mut registry,
+        );
         let prefix = config.policy.compatibility_prefix.clone();
         let known = parts.follow_sources(config.sources, prefix, &mut registry);
         let served = serving.clone();
@@ -134,8 +141,14 @@ impl App {
         let (start, started) = watch::channel(false);
         if config.missed_injection {
             let missed_metrics = missed::Metrics::register(&mut registry);
-            let missed =
-                Missed::new(known.clone(), config.policy.clone(), client.clone(), clock, missed_metrics);
+            let missed = Missed::new(
+                known.clone(),
+                config.policy.clone(),
+                webhook_configuration,
+                client.clone(),
+                clock,
+                missed_metrics,
+            );
             let mut started = started.clone();
             tasks.spawn("missed injections", async move {
                 // Before every ServiceAccount is known, no pod would look as if it lacked anything.
@@ -229,6 +242,7 @@ impl Parts<'_> {
     fn keep_certificate(
         &self,
         config: CertificateConfig,
+        webhook_configuration: String,
         serving: Serving,
         clock: Clock,
         registry: &mut Registry,
@@ -241,13 +255,7 @@ impl Parts<'_> {
                 self.tasks
                     .spawn_essential("certificate", files::follow(config, serving, errors, loaded, drain));
             }
-            CertificateConfig::SelfManaged {
-                secret,
-                service,
-                webhook_configuration,
-                other_names,
-                lifetimes,
-            } => {
+            CertificateConfig::SelfManaged { secret, service, other_names, lifetimes } => {
                 let names = Names::of_service(self.namespace, &service, &other_names);
                 let namespace = self.namespace.to_owned();
                 let config =

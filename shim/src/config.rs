@@ -28,6 +28,8 @@ pub struct Config {
     pub sources: SourcesConfig,
     pub kubernetes: KubernetesConfig,
     pub certificate: CertificateConfig,
+    /// The name of the MutatingWebhookConfiguration that has the API server call.
+    pub webhook_configuration: String,
     pub tls: server::tls::Config,
     pub server: server::Config,
     /// Whether pods are told that they were not injected.
@@ -59,7 +61,6 @@ pub enum CertificateConfig {
     SelfManaged {
         secret: String,
         service: String,
-        webhook_configuration: String,
         /// Names and addresses beside those of the Service.
         other_names: Vec<String>,
         lifetimes: Lifetimes,

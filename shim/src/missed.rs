@@ -11,6 +11,7 @@
 
 pub mod look;
 pub mod object;
+mod scope;
 pub mod sweep;
 mod verdicts;
 
@@ -60,6 +61,8 @@ pub struct Metrics {
 pub struct Missed {
     known: Known,
     policy: Policy,
+    /// The name of the webhook's own configuration, which says whose pods are left out.
+    configuration: String,
     client: Client,
     clock: Clock,
     metrics: Metrics,
@@ -105,9 +108,16 @@ pub fn stream(client: Client) -> impl Stream<Item = watcher::Result<watcher::Eve
 }
 
 impl Missed {
-    pub fn new(known: Known, policy: Policy, client: Client, clock: Clock, metrics: Metrics) -> Self {
-        let verdicts = Verdicts::default();
-        Self { known, policy, client, clock, metrics, verdicts, watched: false, lost: (false, false) }
+    pub fn new(
+        known: Known,
+        policy: Policy,
+        configuration: String,
+        client: Client,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Self {
+        let (verdicts, watched, lost) = (Verdicts::default(), false, (false, false));
+        Self { known, policy, configuration, client, clock, metrics, verdicts, watched, lost }
     }
 
     /// Looks at what `stream` brings, and at all pods now and then; ends with the stream.
@@ -213,6 +223,7 @@ impl Missed {
         let look = Look::new(
             self.known.clone(),
             self.policy.clone(),
+            self.configuration.clone(),
             self.client.clone(),
             self.clock.clone(),
             self.metrics.errors.clone(),

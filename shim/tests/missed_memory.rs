@@ -168,7 +168,8 @@ async fn all_pods_of_a_large_cluster_pass_by_and_leave_nothing() {
     let known = Known { service_accounts, config_map: Latest::default(), identities: Latest::default() };
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
-    let missed = Missed::new(known, Policy::default(), client, Clock::system(), metrics);
+    let configuration = "rolecall-shim".to_owned();
+    let missed = Missed::new(known, Policy::default(), configuration, client, Clock::system(), metrics);
 
     fs::write("/proc/self/clear_refs", "5").unwrap();
     let before = memory("VmRSS:");

@@ -19,7 +19,8 @@ pub struct CertificateArgs {
     /// Service that leads to the shim: the certificate's name
     #[arg(long, env = "ROLECALL_SHIM_SERVICE_NAME", value_name = "NAME", default_value = "rolecall-shim")]
     pub service_name: String,
-    /// MutatingWebhookConfiguration whose caBundle is kept right [default: the name of the Service]
+    /// MutatingWebhookConfiguration that calls the shim: its caBundle is kept right, and it says whose pods are left out
+    /// [default: the name of the Service]
     #[arg(long, env = "ROLECALL_SHIM_WEBHOOK_CONFIGURATION", value_name = "NAME")]
     pub webhook_configuration: Option<String>,
     /// Another name or address for the certificate, for an API server that calls the shim by URL; repeatable

@@ -36,6 +36,7 @@ pub(super) fn config(args: RunArgs) -> Result<Config, Vec<Mistake>> {
         policy: pods::check_policy(&mut checked, pods, &identities),
         sources: check_sources(&mut checked, &sources, identities),
         kubernetes: check_kubernetes(&mut checked, kubernetes),
+        webhook_configuration: certificate::check_webhook_configuration(&mut checked, &certificate),
         tls: certificate::check_tls(&mut checked, &certificate),
         certificate: certificate::check_certificate(&mut checked, certificate),
         missed_injection: endpoint.missed_injection == Switch::On,

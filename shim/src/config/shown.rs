@@ -12,6 +12,7 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         sources,
         kubernetes,
         certificate,
+        webhook_configuration,
         tls,
         server,
         missed_injection,
@@ -52,24 +53,20 @@ pub(super) fn settings(config: &Config) -> Vec<(&'static str, String)> {
         ("--kube-api", kubernetes.api.as_ref().map(ToString::to_string)),
         ("--namespace", kubernetes.namespace.clone()),
     ];
+    let webhook_configuration = ("--webhook-configuration", Some(webhook_configuration.clone()));
     rows.extend(match certificate {
-        CertificateConfig::SelfManaged {
-            secret,
-            service,
-            webhook_configuration,
-            other_names,
-            lifetimes: _,
-        } => {
+        CertificateConfig::SelfManaged { secret, service, other_names, lifetimes: _ } => {
             vec![
                 ("--certificate", Some("self-managed".to_owned())),
                 ("--tls-secret", Some(secret.clone())),
                 ("--service-name", Some(service.clone())),
-                ("--webhook-configuration", Some(webhook_configuration.clone())),
+                webhook_configuration,
                 ("--certificate-name", joined(other_names.iter().cloned())),
             ]
         }
         CertificateConfig::Files(files) => vec![
             ("--certificate", Some("files".to_owned())),
+            webhook_configuration,
             ("--tls-cert", Some(files.certificate.display().to_string())),
             ("--tls-key", Some(files.key.display().to_string())),
         ],

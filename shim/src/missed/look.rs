@@ -1,9 +1,10 @@
 //! A closer look at one pod: fetched whole, put before the same decision as in a review, and told what it lacks.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::{
+        admissionregistration::v1::MutatingWebhookConfiguration,
         core::v1::{Namespace, ObjectReference, Pod},
         events::v1::Event,
     },
@@ -18,10 +19,13 @@ use moka::sync::Cache;
 use prometheus_client::metrics::counter::Counter;
 use rolecall_process::time::{Clock, unix_seconds};
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::verdicts::{Finding, Suspect};
+use super::{
+    scope::{Labels, Scope},
+    verdicts::{Finding, Suspect},
+};
 use crate::{
     cache::Known,
     kubernetes::told,
@@ -37,11 +41,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// time there may be thousands.
 const NEWS_FOR: Duration = Duration::from_secs(3600);
 
-/// The label by which the shipped configuration leaves a whole namespace out.
-const LEFT_OUT: (&str, &str) = ("rolecall.dev/webhook", "disabled");
-
-/// How long the answer counts whether a namespace is left out, and for how many namespaces it is kept.
-const NAMESPACE_FOR: Duration = Duration::from_secs(60);
+/// How long the labels of a namespace and the webhook's configuration count, and for how many namespaces they are kept.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
 const NAMESPACES: u64 = 10_000;
 
 const REASON: &str = "RolecallNotInjected";
@@ -53,8 +54,13 @@ pub(super) struct Look {
     client: Client,
     clock: Clock,
     errors: Counter,
-    /// Whether a namespace is left out.
-    left_out: Cache<String, bool>,
+    /// The name of the webhook's own configuration.
+    configuration: String,
+    /// What that said, and until when it counts.
+    scope: Option<(Arc<Scope>, Instant)>,
+    /// The labels of namespaces.
+    namespaces: Cache<String, Arc<Labels>>,
+    scoping: Trouble,
     reading: Trouble,
     telling: Trouble,
 }
@@ -74,10 +80,30 @@ pub(super) struct Looked {
 struct Failed;
 
 impl Look {
-    pub(super) fn new(known: Known, policy: Policy, client: Client, clock: Clock, errors: Counter) -> Self {
-        let left_out = Cache::builder().max_capacity(NAMESPACES).time_to_live(NAMESPACE_FOR).build();
-        let (reading, telling) = (Trouble::default(), Trouble::default());
-        Self { known, policy, client, clock, errors, left_out, reading, telling }
+    pub(super) fn new(
+        known: Known,
+        policy: Policy,
+        configuration: String,
+        client: Client,
+        clock: Clock,
+        errors: Counter,
+    ) -> Self {
+        let namespaces = Cache::builder().max_capacity(NAMESPACES).time_to_live(KNOWN_FOR).build();
+        let (scoping, reading, telling) = (Trouble::default(), Trouble::default(), Trouble::default());
+        let scope = None;
+        Self {
+            known,
+            policy,
+            client,
+            clock,
+            errors,
+            configuration,
+            scope,
+            namespaces,
+            scoping,
+            reading,
+            telling,
+        }
     }
 
     pub(super) async fn at(&mut self, mut suspect: Suspect) -> Looked {
@@ -99,7 +125,9 @@ impl Look {
 
     async fn lacks(&mut self, suspect: &Suspect) -> Result<bool, Failed> {
         let Suspect { namespace, name, uid, .. } = suspect;
-        if self.is_left_out(namespace).await? {
+        let namespace_labels = self.labels_of(namespace).await?;
+        let scope = self.scope().await?;
+        if !scope.has_namespace(&namespace_labels) {
             return Ok(false);
         }
         let resource = ApiResource::erase::<Pod>(&());
@@ -110,16 +138,17 @@ impl Look {
             Err(error) => return Err(self.cannot_read("a pod", &error)),
         };
         self.reading.is_over();
-        if pod.metadata.deletion_timestamp.is_some() || is_over(&pod.data) {
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let is_asked = scope.has_pod(&namespace_labels, &labels);
+        if !is_asked || pod.metadata.deletion_timestamp.is_some() || is_over(&pod.data) {
             return Ok(false);
         }
         let Ok(pod) = serde_json::to_value(pod) else { return Ok(false) };
         Ok(would_inject(&self.known, &self.policy, namespace, &pod))
     }
 
-    /// Whether the API server does not ask about the pods of this namespace.
-    async fn is_left_out(&mut self, namespace: &str) -> Result<bool, Failed> {
-        if let Some(known) = self.left_out.get(namespace) {
+    async fn labels_of(&mut self, namespace: &str) -> Result<Arc<Labels>, Failed> {
+        if let Some(known) = self.namespaces.get(namespace) {
             return Ok(known);
         }
         let api: Api<Namespace> = Api::all(self.client.clone());
@@ -127,9 +156,43 @@ impl Look {
             Ok(found) => found.and_then(|found| found.metadata.labels).unwrap_or_default(),
             Err(error) => return Err(self.cannot_read("the labels of a namespace", &error)),
         };
-        let left_out = labels.get(LEFT_OUT.0).is_some_and(|value| value == LEFT_OUT.1);
-        self.left_out.insert(namespace.to_owned(), left_out);
-        Ok(left_out)
+        let labels = Arc::new(labels);
+        self.namespaces.insert(namespace.to_owned(), labels.clone());
+        Ok(labels)
+    }
+
+    /// Which pods the API server asks about. Where it will not say, as in a cluster that was set up before the shim
+    /// looked, the label that ships counts.
+    async fn scope(&mut self) -> Result<Arc<Scope>, Failed> {
+        if let Some((scope, until)) = &self.scope
+            && Instant::now() < *until
+        {
+            return Ok(scope.clone());
+        }
+        let api: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let scope = match api.get(&self.configuration).await {
+            Ok(configuration) => {
+                self.scoping.is_over();
+                Scope::of(configuration)
+            }
+            Err(error) if is_refused(&error) => {
+                self.errors.inc();
+                if self.scoping.is_new(kind_of(&error)) {
+                    warn!(
+                        name = self.configuration,
+                        error = told(&error),
+                        "cannot read the MutatingWebhookConfiguration of --webhook-configuration (the shim needs get \
+                         for it); of the namespaces that the webhook leaves out, only those with the label \
+                         rolecall.dev/webhook=disabled are known"
+                    );
+                }
+                Scope::shipped()
+            }
+            Err(error) => return Err(self.cannot_read("the webhook's configuration", &error)),
+        };
+        let scope = Arc::new(scope);
+        self.scope = Some((scope.clone(), Instant::now() + KNOWN_FOR));
+        Ok(scope)
     }
 
     async fn tell(&mut self, suspect: &Suspect) -> Result<(), Failed> {
@@ -178,6 +241,11 @@ impl Trouble {
     fn is_over(&mut self) {
         self.0 = None;
     }
+}
+
+/// Whether asking again will not help.
+fn is_refused(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if [403, 404].contains(&status.code))
 }
 
 /// What tells two troubles apart: the text of most names an object.

@@ -38,6 +38,9 @@ struct Server {
     events_refused: bool,
     /// The labels of every namespace.
     labels: BTreeMap<&'static str, &'static str>,
+    /// The namespaceSelector and the objectSelector of the webhook's configuration.
+    selectors: (Value, Value),
+    selectors_refused: bool,
     requests: Vec<String>,
 }
 
@@ -73,7 +76,8 @@ impl Fixture {
         let known = Known { service_accounts, config_map: Latest::default(), identities: Latest::default() };
         let metrics = Metrics::default();
         let clock = Clock::following_tokio(rolecall_process::time::from_unix_seconds(1_800_000_000));
-        let missed = Missed::new(known, Policy::default(), client, clock, metrics.clone());
+        let configuration = "rolecall-shim".to_owned();
+        let missed = Missed::new(known, Policy::default(), configuration, client, clock, metrics.clone());
         let (watch, mut events) = mpsc::unbounded_channel();
         let stream = futures_util::stream::poll_fn(move |context| events.poll_recv(context));
         let mut fixture = Self { server, watch, accounts, metrics, trigger };
@@ -176,6 +180,21 @@ impl Server {
                     "metadata": {"name": name, "labels": self.labels},
                 }),
             ),
+            (
+                &Method::GET,
+                [.., "admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", name],
+            ) => {
+                assert_eq!(*name, "rolecall-shim");
+                if self.selectors_refused {
+                    return status(403, None);
+                }
+                let (namespaces, objects) = &self.selectors;
+                let webhook = json!({
+                    "name": "pods.rolecall.dev", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+                    "clientConfig": {}, "namespaceSelector": namespaces, "objectSelector": objects,
+                });
+                (200, json!({"metadata": {"name": name}, "webhooks": [webhook]}))
+            }
             (&Method::GET, ["api", "v1", "namespaces", "shop", "pods", name]) => {
                 self.pods.get(*name).map_or_else(|| status(404, None), |pod| (200, pod.clone()))
             }
@@ -316,13 +335,51 @@ async fn pods_count_though_nothing_may_be_told_and_are_told_once_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pods_of_a_namespace_that_is_left_out_are_missed_by_nobody() {
+async fn the_label_that_ships_leaves_a_namespace_out_where_the_webhooks_configuration_may_not_be_read() {
     for (label, missed) in [(("rolecall.dev/webhook", "disabled"), 0), (("rolecall.dev/webhook", "on"), 1)] {
         let mut server = Server::with(&[pod("p0", "orders")]);
         server.labels = [label].into();
+        server.selectors_refused = true;
+        let fixture = Fixture::start(server).await;
+        assert_ne!(fixture.metrics.errors.get(), 0);
+        fixture.check(missed, missed.unsigned_abs(), &["p0.uid-of-p0"][..usize::from(missed == 1)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pods_that_the_webhook_itself_is_not_asked_about_are_missed_by_nobody() {
+    let not_in = |key: &str, value: &str| json!({"matchExpressions": [{"key": key, "operator": "NotIn", "values": [value]}]});
+    for (selectors, missed) in [
+        ((not_in("kubernetes.io/metadata.name", "shop"), json!({})), 0),
+        ((json!({}), not_in("app", "orders")), 0),
+        ((not_in("kubernetes.io/metadata.name", "other"), not_in("app", "other")), 1),
+    ] {
+        let mut late = pod("p0", "orders");
+        late["metadata"]["labels"] = json!({"app": "orders"});
+        let mut server = Server::with(&[late]);
+        server.labels = [("kubernetes.io/metadata.name", "shop")].into();
+        server.selectors = selectors;
         let fixture = Fixture::start(server).await;
         fixture.check(missed, missed.unsigned_abs(), &["p0.uid-of-p0"][..usize::from(missed == 1)]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_that_the_webhook_leaves_out_from_now_on_is_known_to_be_within_a_minute() {
+    let mut server = Server::with(&[pod("p0", "orders")]);
+    server.labels = [("kubernetes.io/metadata.name", "shop")].into();
+    let fixture = Fixture::start(server).await;
+    fixture.check(1, 1, &["p0.uid-of-p0"]);
+    let leaves_out = json!({"matchExpressions": [
+        {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["shop"]},
+    ]});
+    fixture.server().selectors = (leaves_out, json!({}));
+    sleep(Duration::from_secs(61)).await;
+    let late = pod("p1", "orders");
+    fixture.server().pods.insert("p1".to_owned(), late.clone());
+    fixture.send(watcher::Event::Apply, &late);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(fixture.server().events, ["p0.uid-of-p0"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,6 +37,13 @@ pub(super) fn check_tls(checked: &mut Checked, args: &CertificateArgs) -> server
     server::tls::Config { only_v13: args.tls_min_version == TlsVersion::V13, cipher_suites: known }
 }
 
+/// The name of the webhook's configuration, which is that of the Service where nothing else is said.
+pub(super) fn check_webhook_configuration(checked: &mut Checked, args: &CertificateArgs) -> String {
+    let name = filled(args.webhook_configuration.clone()).unwrap_or_else(|| args.service_name.clone());
+    form::check_name(checked, "--webhook-configuration", &name);
+    name
+}
+
 pub(super) fn check_certificate(checked: &mut Checked, args: CertificateArgs) -> CertificateConfig {
     let in_files = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
     let (certificate, key) = (in_files(&args.tls_cert), in_files(&args.tls_key));
@@ -66,8 +73,6 @@ pub(super) fn check_certificate(checked: &mut Checked, args: CertificateArgs) ->
             key: key.unwrap_or_else(|| KEY_FILE.into()),
         }),
         CertificateMode::SelfManaged => {
-            let webhook_configuration =
-                filled(args.webhook_configuration).unwrap_or_else(|| args.service_name.clone());
             for (flag, path) in [("--tls-cert", &certificate), ("--tls-key", &key)] {
                 if let Some(path) = path {
                     checked.mistake(
@@ -79,7 +84,6 @@ pub(super) fn check_certificate(checked: &mut Checked, args: CertificateArgs) ->
             }
             form::check_name(checked, "--tls-secret", &args.tls_secret);
             form::check_label(checked, "--service-name", &args.service_name);
-            form::check_name(checked, "--webhook-configuration", &webhook_configuration);
             let other_names: Vec<String> =
                 args.certificate_name.into_iter().filter(|name| !name.is_empty()).collect();
             for name in &other_names {
@@ -93,7 +97,6 @@ pub(super) fn check_certificate(checked: &mut Checked, args: CertificateArgs) ->
             CertificateConfig::SelfManaged {
                 secret: args.tls_secret,
                 service: args.service_name,
-                webhook_configuration,
                 other_names,
                 lifetimes: Lifetimes::default(),
             }
