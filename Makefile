@@ -99,6 +99,17 @@ image: ## Build the container images without pulling anything; IMAGE_PREFIX=regi
 	@scripts/tools install $(or $(ARCH:%=image-%),packages)
 	@deploy/image/build
 
+# Not a part of `ci`: it compiles everything for release, twice.
+IMAGES := $(CARGO_TARGET_DIR)/image
+
+.PHONY: multi-arch
+multi-arch: ## Build the images for amd64 and arm64, run those for arm64 in an emulated machine, join both under one name
+	@scripts/tools install image-amd64 image-arm64 machine-arm64
+	@ARCH=arm64 deploy/image/build $(IMAGES)/arm64
+	@deploy/image/check $(IMAGES)/arm64
+	@ARCH=amd64 deploy/image/build $(IMAGES)/amd64
+	@deploy/image/join $(IMAGES) $(IMAGES)/amd64 $(IMAGES)/arm64
+
 # What the cluster runs is what is released: the images. What looks at it need not be fast.
 E2E = $(WITH_TOOLS); $(BIN)/rolecall-e2e
 

@@ -1,6 +1,6 @@
 //! Images for another architecture than this machine's: what is refused, and where their Debian comes from.
 //!
-//! `make image-check` shows that such images work. That takes a compiler for them and minutes, and this neither.
+//! `make multi-arch` shows that such images work. That takes a compiler for them and minutes, and this neither.
 
 use std::fs;
 use std::path::{Path, PathBuf};
