@@ -7,11 +7,12 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     client,
-    memory::own_memory,
+    memory::{MIB, own_memory},
     network::pod_address,
     node::{self, LIMIT, Node},
     plot::{Plot, Series},
-    report::{Goal, Report, Subject},
+    report::{Goal, Report, Subject, table},
+    smaps::{self, Part, Parts},
     spread::Spread,
 };
 
@@ -50,12 +51,18 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     drop(ended);
     let (mut done, mut points) = (0, Vec::new());
     let each = (lives / POINTS).max(1);
+    let read = || smaps::read(node.daemon.process.id(), "rolecall-daemon");
+    let mut early_parts = Parts::new();
     while endings.recv().await.is_some() {
         done += 1;
         if done % each == 0 {
             points.push((done as f64, own_memory(&node.daemon.process)?));
         }
+        if done == lives * 3 / 10 {
+            early_parts = read()?;
+        }
     }
+    let late_parts = read()?;
     while let Some(lane) = lanes.join_next().await {
         lane??;
     }
@@ -74,6 +81,13 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
         spread: String::new(),
         is_met: done == lives && growth <= GOAL_GROWTH,
     });
+    let rows = Part::ALL.map(|part| {
+        let of = |parts: &Parts| parts.get(&part).copied().unwrap_or_default() as f64 / MIB;
+        vec![part.name().to_owned(), format!("{:.2}", of(&early_parts)), format!("{:.2}", of(&late_parts))]
+    });
+    let split = table(&["MiB", "after three tenths", "at the end"], &rows);
+    report
+        .profile(Subject::Growth, format!("What grew over pod lifetimes (`/proc/<pid>/smaps`):\n\n{split}"));
     report.section(
         "lifetimes: memory while pods come and go",
         format!(
