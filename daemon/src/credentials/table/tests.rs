@@ -32,7 +32,7 @@ fn op() -> impl Strategy<Value = Op> {
         Just(Op::HangUp),
         (0..3_u8).prop_map(Op::Forget),
         Just(Op::Begin),
-        (61..4000_u64).prop_map(|lifetime| Op::Finish(Ok(lifetime))),
+        (66..4000_u64).prop_map(|lifetime| Op::Finish(Ok(lifetime))),
         (0..3_u8).prop_map(|failure| Op::Finish(Err(failure))),
         Just(Op::TokenCame),
         Just(Op::GiveUp),
