@@ -268,7 +268,13 @@ impl App {
         let synced = readiness.latch("pods synced");
         let bound_latch = readiness.latch("endpoint bound");
         let good_here = good_here(sessions.clone(), table.clone());
-        let follower = Follower { sessions, credentials: credentials.clone(), verifier, observer, events };
+        let follower = Follower {
+            sessions,
+            credentials: credentials.clone(),
+            verifier: verifier.clone(),
+            observer,
+            events,
+        };
         let stream = pods::watch::stream(client.clone(), &config.kubernetes.node_name);
         tasks.spawn_essential("pod watch", async move {
             let on_changes = |changes| follower.follow_all(changes);
@@ -296,7 +302,7 @@ impl App {
         let (sockets, estate) = match sockets {
             Some(sockets) => (sockets, None),
             None => tokio::select! {
-                taken = takeover.run(&table, &serving) => taken?,
+                taken = takeover.run(&table, &verifier, &serving) => taken?,
                 ended = back.essential_task_ended() => return Err(ended.into()),
             },
         };

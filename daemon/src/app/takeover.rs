@@ -23,6 +23,7 @@ use crate::{
     config::Config,
     handover::{self, Asked, Estate, NotGiven, Origin, SteppedDown, is_somebody_there},
     pods::PodTable,
+    token::verify::Verifier,
 };
 
 /// Pause before the sockets are asked for or bound again.
@@ -66,10 +67,12 @@ impl Takeover {
         }
     }
 
-    /// Takes over from the daemon that serves once the pods of the node are known, or binds once there is none.
+    /// Takes over from the daemon that serves once the pods of the node are known and the cluster was asked for its
+    /// keys, or binds once there is none.
     pub(super) async fn run(
         self,
         table: &PodTable,
+        verifier: &Verifier,
         serving: &Condition,
     ) -> Result<(Sockets, Option<Estate>), StartError> {
         let Some(path) = &self.socket else { return Ok((Sockets::bind(&self.wanted)?, None)) };
@@ -87,7 +90,7 @@ impl Takeover {
             serving.broken("the daemon before it serves until the pods of the node are known");
             while is_somebody_there(path).await {
                 tokio::select! {
-                    () = synced(table) => break,
+                    ((), ()) = async { tokio::join!(synced(table), verifier.keys_asked_for()) } => break,
                     () = sleep(LOOK_EVERY) => {}
                 }
             }

@@ -99,6 +99,14 @@ impl KeySet {
         Some(self.published.borrow().issuer.clone()).filter(|issuer| !issuer.is_empty())
     }
 
+    /// Completes once the API server has been asked, whatever came of it; in clusters that show nobody their keys, the
+    /// kubelet's files decide.
+    pub async fn asked(&self) {
+        let mut published = self.published.clone();
+        // An error means that nobody asks any more, which ends the program.
+        let _ = published.wait_for(|published| published.asked_at.is_some()).await;
+    }
+
     /// Looks up the key `id`; one that is not known is fetched, and waited for, unless the API server was asked
     /// after `since` already.
     ///

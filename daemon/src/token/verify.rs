@@ -183,6 +183,12 @@ impl Verifier {
         false
     }
 
+    /// Completes once the cluster has been asked for its keys; before, a token that is not the one on disk, as the AWS
+    /// CLI v2 presents it, has to wait.
+    pub async fn keys_asked_for(&self) {
+        self.keys.asked().await;
+    }
+
     /// The issuer that the operator has chosen first, or else the cluster's, once it is known.
     pub fn issuer(&self) -> Option<String> {
         let chosen = self.config.issuers.first().cloned();
