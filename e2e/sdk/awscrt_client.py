@@ -2,12 +2,10 @@
 ../src/sdk.rs for what is printed."""
 
 import io
-import json
 import re
-import sys
-import time
 import urllib.parse
 
+from application import key_of, main
 from awscrt.auth import AwsCredentialsProvider, AwsSigningConfig, aws_sign_request
 from awscrt.http import HttpClientConnection, HttpHeaders, HttpRequest
 from awscrt.io import ClientBootstrap, DefaultHostResolver, EventLoopGroup
@@ -16,26 +14,6 @@ BODY = b"Action=GetCallerIdentity&Version=2011-06-15"
 
 # Its futures have no end of their own, so that a callback that never comes would be waited for without one.
 LIMIT_SECONDS = 120
-
-
-def main():
-    command, *arguments = sys.argv[1:]
-    {"refresh": refresh}[command](*arguments)
-
-
-def refresh(endpoint, seconds, beyond=0):
-    started = time.monotonic()
-    deadline = started + float(seconds)
-    caller = Caller(endpoint)
-    first = answer_to(caller.call)
-    print(json.dumps(first), flush=True)
-    while "error" not in first and time.monotonic() < deadline:
-        time.sleep(0.1)
-        answer = answer_to(caller.call)
-        enough = "error" in answer or started + float(beyond) <= time.monotonic()
-        if enough and answer.get("access_key_id") != first["access_key_id"]:
-            print(json.dumps(answer))
-            return
 
 
 class Caller:
@@ -60,7 +38,7 @@ class Caller:
         request = HttpRequest("POST", "/", headers, io.BytesIO(BODY))
         config = AwsSigningConfig(credentials_provider=self.provider, region="us-east-1", service="sts")
         signed = aws_sign_request(request, config).result(LIMIT_SECONDS)
-        key = signed.headers.get("Authorization").split("Credential=")[1].split("/")[0]
+        key = key_of(signed.headers.get("Authorization"))
         status, text = self.send(signed)
         if status != 200:
             raise RuntimeError(f"{status} {text}")
@@ -77,13 +55,4 @@ class Caller:
         return status, body.decode()
 
 
-def answer_to(ask):
-    started = time.monotonic()
-    try:
-        answer = ask()
-    except Exception as error:  # Whatever an application would see is what the test is about.
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    return {**answer, "elapsed_seconds": time.monotonic() - started}
-
-
-main()
+main(Caller)

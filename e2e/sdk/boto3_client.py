@@ -1,39 +1,13 @@
 """An application that uses boto3 with its defaults: see ../src/sdk.rs for the commands and what is printed."""
 
 import hashlib
-import json
-import sys
-import time
 
 import boto3
-
-
-def main():
-    command, *arguments = sys.argv[1:]
-    commands = {"credentials": credentials, "identity": identity, "refresh": refresh}
-    commands[command](*arguments)
+from application import key_of, main, report
 
 
 def credentials():
     report(lambda: described(boto3.Session().get_credentials()))
-
-
-def identity(endpoint):
-    report(Caller(endpoint).call)
-
-
-def refresh(endpoint, seconds, beyond=0):
-    started = time.monotonic()
-    deadline = started + float(seconds)
-    caller = Caller(endpoint)
-    first = report(caller.call)
-    while "error" not in first and time.monotonic() < deadline:
-        time.sleep(0.1)
-        answer = answer_to(caller.call)
-        enough = "error" in answer or started + float(beyond) <= time.monotonic()
-        if enough and answer.get("access_key_id") != first["access_key_id"]:
-            print(json.dumps(answer))
-            return
 
 
 class Caller:
@@ -56,7 +30,7 @@ class Caller:
         authorization = request.headers["Authorization"]
         if isinstance(authorization, bytes):
             authorization = authorization.decode()
-        self.signed_with = authorization.split("Credential=")[1].split("/")[0]
+        self.signed_with = key_of(authorization)
 
 
 def described(found):
@@ -73,23 +47,8 @@ def described(found):
     }
 
 
-def report(ask):
-    answer = answer_to(ask)
-    print(json.dumps(answer), flush=True)
-    return answer
-
-
-def answer_to(ask):
-    started = time.monotonic()
-    try:
-        answer = ask()
-    except Exception as error:  # Whatever an application would see is what the test is about.
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    return {**answer, "elapsed_seconds": time.monotonic() - started}
-
-
 def sha256(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-main()
+main(Caller, credentials=credentials)

@@ -3,38 +3,17 @@
 
 import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
-import { setTimeout as sleep } from "node:timers/promises";
+
+import { main, report } from "./application.mjs";
 
 // The packages are not beside this file but in the cache.
 const require = createRequire(`${process.env.ROLECALL_NODE_MODULES}/`);
 const { GetCallerIdentityCommand, STSClient } = require("@aws-sdk/client-sts");
 
-const commands = {
-  async credentials() {
-    const { fromNodeProviderChain } = require("@aws-sdk/credential-providers");
-    await report(async () => described(await fromNodeProviderChain()()));
-  },
-
-  async identity(endpoint) {
-    await report(caller(endpoint));
-  },
-
-  async refresh(endpoint, seconds, beyond = 0) {
-    const started = Date.now();
-    const deadline = started + Number(seconds) * 1000;
-    const call = caller(endpoint);
-    const first = await report(call);
-    while (!first.error && Date.now() < deadline) {
-      await sleep(100);
-      const answer = await answerTo(call);
-      const enough = answer.error || started + Number(beyond) * 1000 <= Date.now();
-      if (enough && answer.access_key_id !== first.access_key_id) {
-        console.log(JSON.stringify(answer));
-        return;
-      }
-    }
-  },
-};
+async function credentials() {
+  const { fromNodeProviderChain } = require("@aws-sdk/credential-providers");
+  await report(async () => described(await fromNodeProviderChain()()));
+}
 
 // Calls with a client that notes which key its last request was signed with: what its provider has may be newer.
 function caller(endpoint) {
@@ -60,27 +39,8 @@ function described(found) {
   };
 }
 
-async function report(ask) {
-  const answer = await answerTo(ask);
-  console.log(JSON.stringify(answer));
-  return answer;
-}
-
-async function answerTo(ask) {
-  const started = performance.now();
-  let answer;
-  try {
-    answer = await ask();
-  } catch (error) {
-    // Whatever an application would see is what the test is about.
-    answer = { error: `${error.name}: ${error.message}` };
-  }
-  return { ...answer, elapsed_seconds: (performance.now() - started) / 1000 };
-}
-
 function sha256(text) {
   return createHash("sha256").update(text).digest("hex");
 }
 
-const [command, ...args] = process.argv.slice(2);
-await commands[command](...args);
+await main(caller, { credentials });

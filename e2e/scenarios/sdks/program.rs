@@ -168,7 +168,7 @@ impl Program {
             Self::AwsCli | Self::OldAwsCli => Ok(vec![path(tool("python")?), "-m".into(), "awscli".into()]),
             Self::DebianAwsCli => Ok(vec!["/usr/bin/aws".into()]),
             Self::JavaScript | Self::OldJavaScript => node("js_v3_client.mjs"),
-            Self::JavaScriptV2 => node("js_v2_client.cjs"),
+            Self::JavaScriptV2 => node("js_v2_client.mjs"),
             Self::Go => go("v2"),
             Self::OldGo => go("v2-old"),
             Self::GoV1 => go("v1"),
