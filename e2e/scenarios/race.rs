@@ -1,5 +1,6 @@
 //! The race: each pod asks in its first instruction, once, and gives up after a second without a byte.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -15,15 +16,19 @@ const LATENCIES: [Duration; 4] =
 
 const BURST: usize = 20;
 
-/// Pods that come while the daemons are replaced: enough for both nodes' turns.
+/// Pods that come while and after the daemons are replaced, at the least.
 const UPDATE_PODS: usize = 60;
+
+/// How long STS takes where daemons come and go: longer than most SDKs bear without a byte.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// Shows that the first request of every pod succeeds, however slow STS is.
 pub(crate) async fn run(world: &World, report: &mut Report, pods: usize) -> Result<()> {
     world.service_account(NAMESPACE, "racer").await?;
     for latency in LATENCIES {
         world.sts.set_behavior(Behavior::slow(latency));
-        let answers = race(world, &format!("race-{}ms", latency.as_millis()), pods).await?;
+        let name = format!("race-{}ms", latency.as_millis());
+        let answers = race(world, &name, |answered| answered < pods).await?;
         world.sts.behave();
         let name = format!("first requests with STS at {}", said(latency));
         report.add(Figure::first_requests(&name, &answers));
@@ -54,36 +59,50 @@ pub(crate) async fn late_daemon(world: &World, report: &mut Report) -> Result<()
     for name in &names {
         pods.running(name).await?;
     }
+    world.sts.set_behavior(Behavior::slow(SLOW));
     world.install().await?;
     let answers: Vec<Answer> = pods.outcomes(&names).await?;
-    report.add(Figure::first_requests("first requests of pods that were there before the daemon", &answers));
+    world.sts.behave();
+    report.add(Figure::first_requests(
+        "first requests of pods that were there before the daemon, STS at 3 s",
+        &answers,
+    ));
     ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
     pods.clear().await
 }
 
-/// Pods come while every daemon is replaced.
+/// Pods come while every daemon is replaced, and until none is replaced any more.
 pub(crate) async fn update(world: &World, report: &mut Report) -> Result<()> {
     world.service_account(NAMESPACE, "racer").await?;
+    world.sts.set_behavior(Behavior::slow(SLOW));
+    let (so_far, meanwhile) = (Cell::new(0), Cell::new(None));
     let updating = async {
         world.kubectl(&["rollout", "restart", "-n", ROLECALL, "daemonset/rolecall-daemon"])?;
-        world.wait_for_rollout().await
+        let updated = world.wait_for_rollout().await;
+        meanwhile.set(Some(so_far.get()));
+        updated
     };
-    let (answers, updated) = tokio::join!(race(world, "update", UPDATE_PODS), updating);
+    let goes_on = |answered| {
+        so_far.set(answered);
+        answered < UPDATE_PODS || meanwhile.get().is_none()
+    };
+    let (answers, updated) = tokio::join!(race(world, "update", goes_on), updating);
+    world.sts.behave();
     updated?;
     let answers = answers?;
-    report.add(Figure::first_requests("first requests while the DaemonSet is updated", &answers));
+    report.add(Figure::first_requests("first requests while the DaemonSet is updated, STS at 3 s", &answers));
     ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
+    ensure!(BURST <= meanwhile.get().unwrap_or_default(), "the update was over before a burst of pods was");
     Ok(())
 }
 
-/// Bursts of pods, each of which ends with its answer.
-pub(crate) async fn race(world: &World, name: &str, pods: usize) -> Result<Vec<Answer>> {
+/// Bursts of pods, each of which ends with its answer; another one begins as long as it `goes_on` with so many answers.
+async fn race(world: &World, name: &str, goes_on: impl Fn(usize) -> bool) -> Result<Vec<Answer>> {
     let api = world.pods(NAMESPACE);
-    let mut answers = Vec::with_capacity(pods);
-    while answers.len() < pods {
-        let burst = BURST.min(pods - answers.len());
+    let mut answers = Vec::new();
+    while goes_on(answers.len()) {
         let names: Vec<String> =
-            (0..burst).map(|index| format!("{name}-{}", answers.len() + index)).collect();
+            (0..BURST).map(|index| format!("{name}-{}", answers.len() + index)).collect();
         for name in &names {
             api.create(&probe(name, "racer", &["once"])).await?;
         }

@@ -2,7 +2,7 @@
 //!
 //! Links, addresses, rules and mounts belong to namespaces, and processes to one too: the kernel takes all of them
 //! away when the first process within ends. What is left is a folder and control groups; a janitor outside removes
-//! these, and [`end_all`] where even the janitor was killed.
+//! these, and [`end_all_but`] where even the janitor was killed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -73,9 +73,11 @@ pub fn clean_up_after(folder: &Path) -> Result<()> {
     remove_remains(folder)
 }
 
-/// Ends every cluster on this machine and removes what is left of those that were killed. Returns their folders.
-pub fn end_all() -> Result<Vec<PathBuf>> {
-    let folders = remains()?;
+/// Ends every cluster on this machine but those of `spared`, and removes what is left of those that were killed. Returns
+/// their folders.
+pub fn end_all_but(spared: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut folders = remains()?;
+    folders.retain(|folder| !spared.contains(folder));
     for folder in &folders {
         let text = fs::read_to_string(folder.join(SUPERVISOR)).unwrap_or_default();
         if let Some(supervisor) = Supervisor::from_text(&text)

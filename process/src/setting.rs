@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use crate::{admin, value::ListenAddress};
 
 /// Longest path of a Unix socket (107 bytes), less the suffix that it carries until it is ready.
-pub const MAX_SOCKET_PATH: usize = 96;
+const MAX_SOCKET_PATH: usize = 96;
 
 /// Longest that a drain may be asked to take.
 const LONGEST_DRAIN: Duration = Duration::from_secs(3600);

@@ -87,7 +87,7 @@ impl Takeover {
         }
         let mut said = Said::default();
         let attempt = async || {
-            serving.broken("the daemon before it serves until the pods of the node are known");
+            serving.broken("the daemon before it serves until the pods of the node are known and the cluster was asked for its keys");
             while is_somebody_there(path).await {
                 tokio::select! {
                     ((), ()) = async { tokio::join!(synced(table), verifier.keys_asked_for()) } => break,

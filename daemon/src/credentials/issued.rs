@@ -46,7 +46,7 @@ pub enum MalformedAnswer {
     Illegal(&'static str),
     #[error("the answer makes a reply of {0} bytes, which some clients cannot read")]
     TooLong(usize),
-    #[error("the answer has expired already; compare the clocks")]
+    #[error("the answer has expired, or will within 65 s; compare the clocks")]
     Expired,
 }
 

@@ -187,6 +187,11 @@ impl Pending {
         self.status.borrow().valid(self.shared.clock.now()).cloned()
     }
 
+    /// Whether `credentials`, which came of this, may still be handed out.
+    pub fn is_valid(&self, credentials: &Credentials) -> bool {
+        credentials.is_valid_at(self.shared.clock.now())
+    }
+
     /// Ends the wait, and says what the request is to be told.
     ///
     /// A failure is remembered for 5 s from now, unless an attempt is running: a retry had better wait for that.

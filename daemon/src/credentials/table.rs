@@ -191,6 +191,7 @@ impl Table {
         for key in self.by_pod.get(pod).cloned().unwrap_or_default() {
             self.remove(&key);
         }
+        self.unclaimed.retain(|key, _| key.pod != *pod);
         self.forgotten.retain(|(at, _)| now.at < *at + STAY_GONE);
         self.forgotten.push((now.at, pod.clone()));
     }

@@ -108,6 +108,11 @@ impl<S: Sts> Worker<S> {
         if self.follow_clock_at <= now.at {
             self.follow_clock_at = now.at + LONGEST_SLEEP;
             self.shared.table().follow_clock(now);
+            let waits_for_before = self.shared.table().waits_for_before(now);
+            if !waits_for_before {
+                // It keeps what its exchanges came to, of pods that have gone as well.
+                self.shared.neighbors().before = None;
+            }
         }
         let relays = self.shared.table().take_relays();
         relays.into_iter().for_each(|key| self.relay(key));
@@ -206,8 +211,9 @@ impl<S: Sts> Worker<S> {
                     Fetched::Failed(error) => Some(Err(error.clone())),
                     Fetched::TokenMissing => None,
                 };
-                self.tell_next(&ticket.key, outcome.as_ref());
                 let consequence = self.shared.table().finish(&ticket, fetched, now);
+                // Only then: who offers the table to the next daemon in between offers what has ended, or tells its end.
+                self.tell_next(&ticket.key, outcome.as_ref());
                 match consequence {
                     Consequence::Dropped => {}
                     Consequence::Settled { failures } => {

@@ -232,7 +232,12 @@ impl Waiting {
         let asking = caller::Request { peer: self.peer, token: self.token.as_ref().map(Token::expose) };
         // Time has passed since the caller was found out.
         self.callers.confirm(asking, &self.pod).await?;
-        Ok(credentials.reply())
+        // That may have waited for the watch.
+        if self.pending.is_valid(&credentials) {
+            Ok(credentials.reply())
+        } else {
+            Err(Refusal::StsUnavailable)
+        }
     }
 }
 

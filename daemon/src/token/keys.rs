@@ -82,6 +82,8 @@ struct Published {
     issuer: Arc<str>,
     /// Whether the last fetch succeeded.
     reached: bool,
+    /// How many have failed since one succeeded.
+    failures: u32,
     /// When the last fetch ended.
     asked_at: Option<Instant>,
 }
@@ -99,12 +101,12 @@ impl KeySet {
         Some(self.published.borrow().issuer.clone()).filter(|issuer| !issuer.is_empty())
     }
 
-    /// Completes once the API server has been asked, whatever came of it; in clusters that show nobody their keys, the
-    /// kubelet's files decide.
+    /// Completes once the keys are known, or the API server has failed to tell them twice: in clusters that show nobody
+    /// their keys, the kubelet's files decide.
     pub async fn asked(&self) {
         let mut published = self.published.clone();
         // An error means that nobody asks any more, which ends the program.
-        let _ = published.wait_for(|published| published.asked_at.is_some()).await;
+        let _ = published.wait_for(|published| published.reached || 2 <= published.failures).await;
     }
 
     /// Looks up the key `id`; one that is not known is fetched, and waited for, unless the API server was asked
@@ -161,6 +163,7 @@ impl Fetcher {
                 }
                 self.published.send_modify(|published| {
                     published.reached = false;
+                    published.failures += 1;
                     published.asked_at = asked_at;
                 });
                 return;
@@ -171,8 +174,13 @@ impl Fetcher {
             if published.keys.len() != keys.len() || !keys.keys().all(|id| published.keys.contains_key(id)) {
                 info!(keys = keys.len(), issuer = documents.issuer, "fetched the cluster's signing keys");
             }
-            *published =
-                Published { keys, issuer: documents.issuer.as_str().into(), reached: true, asked_at };
+            *published = Published {
+                keys,
+                issuer: documents.issuer.as_str().into(),
+                reached: true,
+                failures: 0,
+                asked_at,
+            };
         });
     }
 }

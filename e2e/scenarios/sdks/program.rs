@@ -89,7 +89,7 @@ impl Program {
     const fn of_the_distribution(self) -> Option<&'static str> {
         match self {
             Self::DebianAwsCli => Some("/usr/lib/python3/dist-packages/awscli"),
-            Self::DebianRuby => Some("/usr/share/rubygems-integration"),
+            Self::DebianRuby => Some("/usr/share/doc/ruby-aws-sdk-core"),
             Self::DebianPhp => Some("/usr/share/php/AsyncAws/Core/autoload.php"),
             Self::Boto3
             | Self::OldBoto3

@@ -70,6 +70,13 @@ impl Table {
         std::mem::take(&mut self.relays)
     }
 
+    /// Whether the daemon before may still be asked for the end of an exchange.
+    pub(in crate::credentials) fn waits_for_before(&self, now: Now) -> bool {
+        !self.relays.is_empty()
+            || self.entries.values().any(|entry| entry.is_under_way_before)
+            || self.unclaimed.values().any(|it| it.inherited.is_under_way && it.is_kept(now))
+    }
+
     /// Goes on as if it had never been frozen.
     pub(in crate::credentials) fn thaw(&mut self, now: Now) {
         self.is_frozen = false;

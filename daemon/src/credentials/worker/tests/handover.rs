@@ -96,6 +96,49 @@ impl Next {
     }
 }
 
+/// Looks, when it is told of an end, whether the old daemon has it in its table already.
+struct Witness {
+    old: CredentialManager,
+    was_there: Mutex<Option<bool>>,
+}
+
+impl Counterpart for Witness {
+    fn fetch(&self, _: &CredentialKey) -> BoxFuture<'static, Option<Outcome>> {
+        std::future::ready(None).boxed()
+    }
+
+    fn ended(&self, key: &CredentialKey, _: Option<&Outcome>) {
+        *self.was_there.lock().unwrap() = Some(self.old.valid(key).is_some());
+    }
+}
+
+/// Otherwise an offer between the telling and the table would speak of an exchange whose end nobody tells.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_exchange_is_in_the_table_before_it_is_told() {
+    let node = Node::start();
+    node.sts.always(after(2 * SECOND, Answer::Issue(HOUR)));
+    let request = node.pod("a");
+    node.manager.warm(request);
+    pass(SECOND).await;
+    let witness = Arc::new(Witness { old: node.manager.clone(), was_there: Mutex::new(None) });
+    node.manager.freeze(witness.clone());
+    pass(2 * SECOND).await;
+    assert_eq!(*witness.was_there.lock().unwrap(), Some(true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_daemon_before_is_forgotten_with_the_last_of_its_exchanges() {
+    let node = Node::start();
+    node.sts.always(after(2 * SECOND, Answer::Issue(HOUR)));
+    let request = node.pod("a");
+    node.manager.warm(request.clone());
+    pass(SECOND).await;
+    let (new, old) = node.hand_over(node.next(), &[&request]);
+    pass(40 * SECOND).await;
+    assert!(new.valid(&request.key).is_some());
+    assert_eq!(Arc::strong_count(&old), 2, "the node's own heir has it, and the test");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_warm_stays_warm_and_is_refreshed_by_the_new_daemon_alone() {
     let (node, request) = Node::with_warm_pod().await;
