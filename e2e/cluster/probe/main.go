@@ -183,7 +183,7 @@ func untilItListens(where string) {
 			_ = connection.Close()
 			return
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
