@@ -44,7 +44,7 @@ fn resolve<'a>(names: &mut BTreeMap<&'a str, &'a str>, function: &'a str) -> &'a
 const GENERIC: [&str; 5] = ["core", "alloc", "std", "hashbrown", "futures_util"];
 
 /// The crate that a function is of, and for the daemon's own its module.
-fn part_of(function: &str) -> String {
+pub(crate) fn part_of(function: &str) -> String {
     let mut paths = function
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))
         .filter(|path| path.contains("::") && !path.starts_with(':'))

@@ -1,15 +1,8 @@
 //! Instructions that a warm request costs, counted by callgrind: the figure that noise does not move.
 
-use std::{
-    ffi::OsString,
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{fs, net::SocketAddr, path::PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use tempfile::TempDir;
+use anyhow::{Context, Result};
 
 use crate::{
     callgrind::{self, Parts},
@@ -17,6 +10,7 @@ use crate::{
     node::{Node, Token},
     process::{self, Process, Wrapper},
     report::{Report, Subject, table},
+    valgrind::{self, Valgrind},
 };
 
 /// Requests that are counted together.
@@ -25,15 +19,14 @@ const REQUESTS: u64 = 1000;
 /// Parts of the program that are shown by name.
 const SHOWN: usize = 16;
 
-/// Counts for the floor and for the daemon. Without valgrind or a C compiler it says so and leaves it out.
+/// Counts for the floor and for the daemon.
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let title = "instructions: what a warm request costs in user space";
-    if !has("valgrind") || !has("vgdb") || !has("cc") {
-        let text = "Left out: this machine has no valgrind, or no C compiler.\n";
-        report.section(title, text.to_owned());
+    let Some(valgrind) = Valgrind::new(&["--tool=callgrind"])? else {
+        report.section(title, valgrind::MISSING.to_owned());
         return Ok(());
-    }
-    let counter = Counter::new()?;
+    };
+    let counter = Counter(valgrind);
     let mut node = Node::start(&[], &counter.wrapper("daemon")).await?;
     node.add_pods(1).await?;
     let answer = node.first_answer().await?;
@@ -83,33 +76,11 @@ fn split(floor: &Parts, daemon: &Parts) -> String {
 }
 
 /// Counts what processes do between two moments.
-struct Counter {
-    scratch: TempDir,
-}
+struct Counter(Valgrind);
 
 impl Counter {
-    fn new() -> Result<Self> {
-        let counter = Self { scratch: tempfile::tempdir()? };
-        let source = counter.path("openat2.c");
-        fs::write(&source, include_str!("openat2.c"))?;
-        let mut cc = Command::new("cc");
-        let built = cc.args(["-shared", "-fPIC", "-O1", "-o"]).args([&counter.preload(), &source]).status();
-        ensure!(built.context("run cc")?.success(), "cc cannot build openat2.c");
-        Ok(counter)
-    }
-
     fn wrapper(&self, name: &str) -> Wrapper {
-        let mut preload = OsString::from("LD_PRELOAD=");
-        preload.push(self.preload());
-        vec![
-            "env".into(),
-            preload,
-            "valgrind".into(),
-            "-q".into(),
-            "--tool=callgrind".into(),
-            flag("--callgrind-out-file=", &self.path(name)),
-            self.prefix(),
-        ]
+        self.0.wrapper("--callgrind-out-file=", name)
     }
 
     /// Instructions of one request by the part of the program, from that process which has the wrapper of this `name`.
@@ -123,53 +94,18 @@ impl Counter {
     ) -> Result<Parts> {
         // What is cold is warm after this.
         client::repeat(server, asker, reuse, REQUESTS / 10).await?;
-        self.tell(process, "zero")?;
+        self.0.tell(process, "zero")?;
         client::repeat(server, asker, reuse, REQUESTS).await?;
-        self.tell(process, &format!("dump {}", if reuse { "kept" } else { "own" }))?;
+        self.0.tell(process, &format!("dump {}", if reuse { "kept" } else { "own" }))?;
         let newest = self.newest_dump(name)?;
         let text = fs::read_to_string(&newest).context("read what callgrind wrote")?;
         let parts = callgrind::parts(&text).into_iter().map(|(part, count)| (part, count / REQUESTS));
         Ok(parts.filter(|(_, count)| *count != 0).collect())
     }
 
-    /// Speaks with callgrind in the process.
-    fn tell(&self, process: &Process, order: &str) -> Result<()> {
-        let output = Command::new("vgdb")
-            .arg(self.prefix())
-            .arg(format!("--pid={}", process.id()))
-            .args(order.split(' '))
-            .output()
-            .context("run vgdb")?;
-        ensure!(output.status.success(), "vgdb {order}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    }
-
     /// Callgrind numbers its dumps: `name.1`, `name.2`.
     fn newest_dump(&self, name: &str) -> Result<PathBuf> {
-        let dumps = (1..).map(|number| self.path(&format!("{name}.{number}")));
+        let dumps = (1..).map(|number| self.0.path(&format!("{name}.{number}")));
         dumps.take_while(|path| path.exists()).last().context("callgrind has dumped nothing")
     }
-
-    fn preload(&self) -> PathBuf {
-        self.path("openat2.so")
-    }
-
-    fn prefix(&self) -> OsString {
-        flag("--vgdb-prefix=", &self.path("vgdb"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.scratch.path().join(name)
-    }
-}
-
-fn flag(name: &str, value: &Path) -> OsString {
-    let mut flag = OsString::from(name);
-    flag.push(value);
-    flag
-}
-
-fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    found.is_ok()
 }

@@ -8,8 +8,10 @@ mod client;
 mod cold;
 mod floor;
 mod handover;
+mod heap;
 mod instructions;
 mod lifetimes;
+mod massif;
 mod memory;
 mod network;
 mod node;
@@ -21,6 +23,7 @@ mod smaps;
 mod spread;
 mod start;
 mod sts;
+mod valgrind;
 
 use std::{env, path::PathBuf, time::Instant};
 
@@ -30,7 +33,7 @@ use self::report::Report;
 
 const USAGE: &str = "usage: rolecall-benches [--write DIRECTORY] [BENCHMARK...]
 
-Runs all benchmarks, or those named: serve instructions micro cold start handover churn memory lifetimes day
+Runs all benchmarks, or those named: serve instructions micro cold start handover churn memory heap lifetimes day
 --write DIRECTORY  writes README.md and the plots there";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,11 +46,12 @@ enum Benchmark {
     Handover,
     Churn,
     Memory,
+    Heap,
     Lifetimes,
     Day,
 }
 
-const ALL: [(&str, Benchmark); 10] = [
+const ALL: [(&str, Benchmark); 11] = [
     ("serve", Benchmark::Serve),
     ("instructions", Benchmark::Instructions),
     ("micro", Benchmark::Micro),
@@ -56,6 +60,7 @@ const ALL: [(&str, Benchmark); 10] = [
     ("handover", Benchmark::Handover),
     ("churn", Benchmark::Churn),
     ("memory", Benchmark::Memory),
+    ("heap", Benchmark::Heap),
     ("lifetimes", Benchmark::Lifetimes),
     ("day", Benchmark::Day),
 ];
@@ -112,6 +117,7 @@ async fn run(benchmark: Benchmark, report: &mut Report) -> Result<()> {
         Benchmark::Handover => handover::run(report).await,
         Benchmark::Churn => churn::run(report).await,
         Benchmark::Memory => memory::run(report).await,
+        Benchmark::Heap => heap::run(report).await,
         Benchmark::Lifetimes => lifetimes::run(report).await,
         Benchmark::Day => bench_targets::day(report),
     }
