@@ -44,6 +44,7 @@ It calls `GetCallerIdentity`, and STS says that it is the role of its pod.
 Arrow, in which the SDK for C++ is, calls nothing but S3: it lists the buckets of an S3 that names them after the caller.
 The first call is made while STS takes 10 s to hand out credentials.
 The clients start five seconds apart; loading what they need, as the classes of the JVM, is part of their time.
+*Timeouts met* says how often the client gave a connection up and began another before STS had handed out the credentials, as the kernel of its node counts connections.
 The relative URI is for SDKs that are too old to know the address of the full URI, or to read the token from a file.
 The AWS CLI v2, Ruby and PHP are those of Debian 12 (`apt install awscli ruby-aws-sdk-core php-cli php-async-aws-core`); a run on a machine without them leaves them out.
 Sessions last 150 s, and the daemon says 60 s less; the same client goes on calling for 180 s, beyond the expiry of its first credentials, which STS refuses by then.

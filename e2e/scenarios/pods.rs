@@ -42,7 +42,10 @@ pub(crate) struct Answer {
 pub(crate) struct Summary {
     pub(crate) answers: usize,
     pub(crate) failed: usize,
+    /// The first of those that got no answer, or not all of one.
     pub(crate) failures: Vec<Answer>,
+    /// The first of those that got another than credentials.
+    pub(crate) refusals: Vec<Answer>,
     pub(crate) keys: std::collections::BTreeMap<String, usize>,
     pub(crate) longest_seconds: f64,
     pub(crate) longest_gap_seconds: f64,
@@ -58,7 +61,14 @@ impl Answer {
 impl Summary {
     /// Fails unless every request was answered with credentials; otherwise says how many were.
     pub(crate) fn all_answered(&self) -> Result<String> {
-        ensure!(self.failed == 0, "{} of {} requests failed: {:?}", self.failed, self.answers, self.failures);
+        ensure!(
+            self.failed == 0,
+            "{} of {} requests failed: {:?} {:?}",
+            self.failed,
+            self.answers,
+            self.failures,
+            self.refusals
+        );
         Ok(format!(
             "{} of {} requests succeed, the longest after {:.0} ms",
             self.answers,

@@ -1,13 +1,14 @@
 //! Every SDK, unmodified, in a pod of its own: its first request while STS is slow, and its refresh.
 
 mod client;
+mod connections;
 mod program;
 mod table;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join};
 use rolecall_e2e::sdk::Answer;
 use rolecall_sandbox::sts::Behavior;
 
@@ -15,6 +16,7 @@ use crate::report::{Figure, Report};
 use crate::world::{NAMESPACE, World};
 use client::Client;
 pub(crate) use client::machine_image;
+use connections::Connections;
 
 /// How long STS takes while the first requests are on their way.
 const SLOW: Duration = Duration::from_secs(10);
@@ -40,6 +42,8 @@ pub(crate) struct Outcome {
     version: String,
     /// Its first call and, of clients that keep credentials, the one that was signed with other ones.
     answers: Vec<Answer>,
+    /// Connections that it had begun by the time that STS handed out its first credentials.
+    connections: u64,
     failure: Option<String>,
 }
 
@@ -52,11 +56,13 @@ pub(crate) async fn run(world: &World, report: &mut Report) -> Result<String> {
         // Slow to hand out credentials, and not to say whose they are.
         world.sts.set_role_behavior(&role, Some(Behavior::slow(SLOW)));
     }
+    let connections = Connections::count(world)?;
     let outcomes = join_all(clients.iter().zip(0..).map(async |(client, turn)| {
         tokio::time::sleep(STAGGER * turn).await;
-        one(world, client).await
+        one(world, client, &connections).await
     }))
     .await;
+    drop(connections);
     world.sts.behave();
     world.sts.set_session_seconds(None);
     world.pods(NAMESPACE).clear().await?;
@@ -74,12 +80,25 @@ pub(crate) async fn run(world: &World, report: &mut Report) -> Result<String> {
     Ok(table::render(&outcomes))
 }
 
-async fn one(world: &World, client: &'static Client) -> Outcome {
+async fn one(world: &World, client: &'static Client, connections: &Connections<'_>) -> Outcome {
     let version = client.version().unwrap_or_else(|error| format!("({error:#})"));
-    match answers(world, client).await {
-        Ok(answers) => Outcome { client, version, answers, failure: None },
-        Err(error) => Outcome { client, version, answers: Vec::new(), failure: Some(format!("{error:#}")) },
+    let outcome = Outcome { client, version, answers: Vec::new(), connections: 0, failure: None };
+    match try_join(answers(world, client), before_credentials(world, client, connections)).await {
+        Ok((answers, connections)) => Outcome { answers, connections, ..outcome },
+        Err(error) => Outcome { failure: Some(format!("{error:#}")), ..outcome },
     }
+}
+
+/// How many connections the client has begun when STS hands out its first credentials.
+async fn before_credentials(world: &World, client: &Client, connections: &Connections<'_>) -> Result<u64> {
+    let is_of_client = |role: &str| role.rsplit('/').next() == Some(client.name);
+    let granted = world.sts.wait_until(|calls| {
+        calls
+            .iter()
+            .any(|call| call.outcome.is_granted() && call.role_arn.as_deref().is_some_and(is_of_client))
+    });
+    tokio::time::timeout(PATIENCE, granted).await.context("STS hands out no credentials")?;
+    connections.of(&world.pods(NAMESPACE), client.name).await
 }
 
 async fn answers(world: &World, client: &'static Client) -> Result<Vec<Answer>> {
@@ -97,6 +116,11 @@ async fn answers(world: &World, client: &'static Client) -> Result<Vec<Answer>> 
 }
 
 impl Outcome {
+    /// How often it gave a connection up and began another, for it had waited too long.
+    fn timeouts(&self) -> u64 {
+        self.connections.saturating_sub(1)
+    }
+
     /// Whether its first request succeeded and, where it keeps credentials, it was seen to renew them.
     fn is_success(&self) -> bool {
         let wanted = if self.client.keeps_credentials { 2 } else { 1 };
@@ -114,6 +138,10 @@ impl std::fmt::Display for Outcome {
         match first.elapsed_seconds {
             0.0 => write!(f, "first call succeeds")?,
             seconds => write!(f, "first call after {seconds:.1} s")?,
+        }
+        match self.timeouts() {
+            0 => {}
+            timeouts => write!(f, ", {timeouts} timeouts")?,
         }
         match (self.client.keeps_credentials, self.answers.len()) {
             (true, 2..) => write!(f, ", renewed"),

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use rolecall_e2e::cluster::Node;
+use serde_json::Value;
 
 use crate::report::{Figure, Report};
 use crate::world::{ROLECALL, World};
@@ -40,6 +41,17 @@ pub(crate) async fn run(world: &World, report: &mut Report) -> Result<()> {
     ])?;
     let left: Vec<&str> = left.lines().filter(|name| name.contains(ROLECALL)).collect();
     ensure!(left.is_empty(), "the API still has {}", left.join(", "));
+    let nodes: Value = serde_json::from_str(&world.kubectl(&["get", "nodes", "--output=json"])?)?;
+    for node in nodes["items"].as_array().context("a list of nodes")? {
+        // What it is and is to be; its status has the names of images, which the kubelet removes in its own time.
+        for part in ["metadata", "spec"] {
+            let text = node[part].to_string();
+            ensure!(
+                !text.contains("rolecall"),
+                "a Node still has something of Rolecall in its {part}: {text}"
+            );
+        }
+    }
     for node in world.cluster.nodes() {
         let left = traces(node)?;
         ensure!(left.is_empty(), "{} still has {}", node.name(), left.join("; "));

@@ -143,7 +143,7 @@ impl Default for Metrics {
 
 impl MetricConstructor<Histogram> for StsBuckets {
     fn new_metric(&self) -> Histogram {
-        Histogram::new([0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 3.0, 5.0, 10.0, 15.0])
+        Histogram::new([0.025, 0.05, 0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 15.0])
     }
 }
 

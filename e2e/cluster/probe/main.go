@@ -38,11 +38,13 @@ type answer struct {
 	Seconds     float64 `json:"seconds"`
 }
 
-// What a loop has seen. Failures holds the first of them.
+// What a loop has seen.
 type summary struct {
-	Answers  int            `json:"answers"`
-	Failed   int            `json:"failed"`
+	Answers int `json:"answers"`
+	Failed  int `json:"failed"`
+	// The first of those that got no answer, or not all of one, and of those that got another.
 	Failures []answer       `json:"failures"`
+	Refusals []answer       `json:"refusals"`
 	Keys     map[string]int `json:"keys"`
 	Longest  float64        `json:"longest_seconds"`
 	Silence  float64        `json:"longest_gap_seconds"`
@@ -202,7 +204,7 @@ func (c impatient) Read(buffer []byte) (int, error) {
 
 func loop(asked request) {
 	end := ended()
-	seen := summary{Keys: map[string]int{}, Failures: []answer{}}
+	seen := summary{Keys: map[string]int{}, Failures: []answer{}, Refusals: []answer{}}
 	last := time.Now()
 	for {
 		given := ask(asked)
@@ -214,8 +216,12 @@ func loop(asked request) {
 			seen.Keys[given.AccessKeyID]++
 		} else {
 			seen.Failed++
-			if len(seen.Failures) < 5 {
-				seen.Failures = append(seen.Failures, given)
+			kept := &seen.Failures
+			if given.Error == "" {
+				kept = &seen.Refusals
+			}
+			if len(*kept) < 5 {
+				*kept = append(*kept, given)
 			}
 		}
 		select {

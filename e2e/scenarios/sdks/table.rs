@@ -6,7 +6,7 @@ use super::program::Uri;
 /// The rows, as Markdown.
 pub(super) fn render(outcomes: &[Outcome]) -> String {
     let mut table = String::from(
-        "| SDK | version | what is injected | first call, STS at 10 s | renewed |\n|---|---|---|---|---|\n",
+        "| SDK | version | what is injected | first call, STS at 10 s | timeouts met | renewed |\n|---|---|---|---|---|---|\n",
     );
     for outcome in outcomes {
         let injected = match outcome.client.uri {
@@ -25,8 +25,12 @@ pub(super) fn render(outcomes: &[Outcome]) -> String {
             (true, _) => "no",
             (false, _) => "each call is a process, which fetches",
         };
+        let timeouts = match outcome.timeouts() {
+            0 => "none".to_owned(),
+            some => some.to_string(),
+        };
         let (title, version) = (outcome.client.title, &outcome.version);
-        table.push_str(&format!("| {title} | {version} | {injected} | {first} | {renewed} |\n"));
+        table.push_str(&format!("| {title} | {version} | {injected} | {first} | {timeouts} | {renewed} |\n"));
     }
     table
 }
