@@ -145,12 +145,13 @@ e2e-built: image
 	@cargo build --locked -p rolecall-e2e --bins
 
 # The daemon as it ships, but with the names of its functions, which are no part of what is loaded: profiles show them.
+# The same for the floor, which is a part of the benchmarks.
 .PHONY: bench
 bench: ## Measure the daemon against the floor and its goals, and write benches/README.md; ONLY=serve runs one part
 	@scripts/tools check cargo cc
 	@cargo rustc --locked --release -p rolecall-daemon --bin rolecall-daemon -- -C strip=none
 	@cargo bench --quiet --locked --no-run -p rolecall-benches --bench micro --bench scaling
-	@cargo build --locked --release -p rolecall-benches --bins
+	@cargo rustc --locked --release -p rolecall-benches --bin rolecall-benches -- -C strip=none
 	@$(CARGO_TARGET_DIR)/release/rolecall-benches $(or $(ONLY),--write benches)
 
 .PHONY: tools

@@ -252,6 +252,7 @@ impl App {
             limits: limits.clone(),
             node: node.clone(),
             observer: observer.clone(),
+            clock: clock.clone(),
         };
         let listener_metrics = listener::Metrics::register(&mut registry);
         let (handed_over, has_handed_over) = drain::new();

@@ -1,6 +1,7 @@
 //! The container credentials endpoint: who asks, what is answered, and how.
 
 pub mod caller;
+mod connection;
 pub mod endpoint;
 pub mod limits;
 pub mod listener;
@@ -9,3 +10,4 @@ pub mod refusal;
 mod reply;
 pub mod request;
 pub mod slow;
+mod stream;

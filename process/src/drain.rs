@@ -3,6 +3,8 @@
 //! Shutting down is: say so ([`Trigger::begin`]), wait, cut off what is still running at the deadline, and say
 //! what that was ([`Trigger::finish`]).
 
+mod signal;
+
 use std::{
     any::Any,
     collections::BTreeMap,
@@ -14,7 +16,9 @@ use std::{
 
 use futures_util::FutureExt;
 use tokio::sync::watch;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
+
+use self::signal::Signal;
 
 /// How long tasks that were cut off get to be dropped.
 const DROP_WITHIN: Duration = Duration::from_secs(1);
@@ -26,11 +30,11 @@ pub struct Trigger {
 
 /// Begins a drain from where the [`Trigger`] is not. Cloning is cheap.
 #[derive(Clone)]
-pub struct Beginner(CancellationToken);
+pub struct Beginner(Signal);
 
 /// Tells whether the drain has begun. Cloning is cheap.
 #[derive(Clone)]
-pub struct Watch(CancellationToken);
+pub struct Watch(Signal);
 
 /// The only way to spawn a task, so that none is orphaned. Cloning is cheap.
 #[derive(Clone)]
@@ -61,8 +65,8 @@ pub enum End {
 }
 
 struct Inner {
-    begun: CancellationToken,
-    cut_off: CancellationToken,
+    begun: Signal,
+    cut_off: Signal,
     tracker: TaskTracker,
     running: Mutex<BTreeMap<&'static str, usize>>,
     ended: watch::Sender<Option<EssentialTaskEnded>>,
@@ -77,10 +81,10 @@ struct Running {
 /// A drain that has not begun.
 #[must_use]
 pub fn new() -> (Trigger, Watch) {
-    let begun = CancellationToken::new();
+    let begun = Signal::default();
     let inner = Arc::new(Inner {
         begun: begun.clone(),
-        cut_off: CancellationToken::new(),
+        cut_off: Signal::default(),
         tracker: TaskTracker::new(),
         running: Mutex::default(),
         ended: watch::Sender::new(None),
@@ -91,7 +95,7 @@ pub fn new() -> (Trigger, Watch) {
 impl Trigger {
     /// Tells every [`Watch`] that it is time to finish.
     pub fn begin(&self) {
-        self.inner.begun.cancel();
+        self.inner.begun.give();
     }
 
     /// Lets another part begin the drain.
@@ -108,7 +112,7 @@ impl Trigger {
             return Vec::new();
         }
         let left = self.inner.left();
-        self.inner.cut_off.cancel();
+        self.inner.cut_off.give();
         // A task that blocks its thread is never dropped; the process must end all the same.
         let _ = tokio::time::timeout(DROP_WITHIN, self.inner.tracker.wait()).await;
         left
@@ -131,19 +135,19 @@ impl Trigger {
 impl Beginner {
     /// As [`Trigger::begin`].
     pub fn begin(&self) {
-        self.0.cancel();
+        self.0.give();
     }
 }
 
 impl Watch {
     /// Completes when the drain begins.
     pub async fn begun(&self) {
-        self.0.cancelled().await;
+        self.0.given().await;
     }
 
     #[must_use]
     pub fn has_begun(&self) -> bool {
-        self.0.is_cancelled()
+        self.0.is_given()
     }
 }
 
@@ -177,11 +181,13 @@ impl Tasks {
     ) {
         let running = Running::new(name, self.inner.clone());
         let cut_off = self.inner.cut_off.clone();
+        // Boxed, for each layer around a future has room for it twice: where it is captured and where it is polled.
+        let future = Box::pin(AssertUnwindSafe(future).catch_unwind());
         tokio::spawn(self.inner.tracker.track_future(async move {
             let _running = running;
             let result = tokio::select! {
-                result = AssertUnwindSafe(future).catch_unwind() => result,
-                () = cut_off.cancelled() => return,
+                result = future => result,
+                () = cut_off.given() => return,
             };
             match result {
                 Ok(()) => on_end(End::Returned),
@@ -204,7 +210,7 @@ impl Inner {
     }
 
     fn essential_ended(&self, name: &'static str, end: End) {
-        if self.begun.is_cancelled() {
+        if self.begun.is_given() {
             return;
         }
         // The first one is the cause; what it takes down with it is not.

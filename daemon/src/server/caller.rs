@@ -247,7 +247,7 @@ impl Callers {
     }
 
     /// The caller, where its token was proven before: the path of nearly every request, which waits for nothing.
-    fn recall(&self, request: Request<'_>, memory: &Memory) -> Option<Arc<Pod>> {
+    pub(super) fn recall(&self, request: Request<'_>, memory: &Memory) -> Option<Arc<Pod>> {
         let token = request.token?;
         // Taken before anything is looked at, so that what changes meanwhile is looked at again the next time.
         let basis = Basis { pods: self.table.version(), node: self.node.version() };

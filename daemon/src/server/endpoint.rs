@@ -1,6 +1,7 @@
-//! Answers a request: checks its form, finds out who asks, and hands out credentials as soon as they are there.
+//! Answers a request: checks its form, finds out who asks, and hands out credentials, at once or as soon as they are
+//! there.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -23,6 +24,7 @@ use crate::{
     sessions::Sessions,
     token::Token,
 };
+use rolecall_process::time::Clock;
 
 /// The endpoint's own settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,7 @@ pub struct Endpoint {
     pub limits: Limits,
     pub node: NodeAddresses,
     pub observer: Observer,
+    pub clock: Clock,
 }
 
 /// The other end of a connection.
@@ -55,18 +58,52 @@ pub struct Peer {
     memory: Memory,
 }
 
-/// A request that waits for credentials: what it takes to finish it, wherever that happens.
-struct Waiting {
-    pending: Pending,
-    pod: Arc<Pod>,
-    role: RoleArn,
-    callers: Callers,
+/// What becomes of a request.
+pub(super) enum Answer<'a> {
+    Now(Response<ReplyBody>),
+    Later(Later<'a>),
+}
+
+/// An answer that may have to wait. Boxed: nearly no request needs the room.
+pub(super) type Later<'a> = Pin<Box<dyn Future<Output = Response<ReplyBody>> + Send + 'a>>;
+
+/// A request without its head, which would hold on to the connection's read buffer.
+struct Asked {
     peer: IpAddr,
     token: Option<Token>,
     arrived: Instant,
-    timing: Timing,
-    /// Its place among what the pod may do at a time.
+    /// Whether its answer can be begun.
+    can_drip: bool,
+}
+
+/// Its place among what its source may do at a time.
+struct Place {
+    permit: Permit,
+    /// It came from the node's own address, so it is charged to no pod yet.
+    is_shared: bool,
+}
+
+/// What a pod gets.
+enum Grant {
+    Document(Bytes),
+    /// Boxed: the warm path should not carry its size around.
+    Expected(Box<Expected>),
+}
+
+/// Credentials that are on their way.
+struct Expected {
+    pending: Pending,
+    pod: Arc<Pod>,
+    role: RoleArn,
     _permit: Permit,
+}
+
+/// A request that waits for credentials: what it takes to finish it, wherever that happens.
+struct Waiting {
+    asked: Asked,
+    expected: Box<Expected>,
+    callers: Callers,
+    timing: Timing,
 }
 
 impl Peer {
@@ -77,22 +114,35 @@ impl Peer {
 
 impl Endpoint {
     /// Answers one request. It never fails: what goes wrong is an answer too.
-    pub async fn answer<B>(&self, request: Request<B>, peer: &Peer) -> Response<ReplyBody> {
+    pub(super) fn answer<'a, B>(&'a self, request: &Request<B>, peer: &'a Peer) -> Answer<'a> {
         let arrived = Instant::now();
         let mut exchange = self.observer.arrived(arrived, peer.address);
-        let waiting = match self.begin(&request, peer, arrived, &mut exchange).await {
-            Ok(Progress::Done(document)) => {
-                exchange.answered();
-                return reply::credentials(document);
-            }
-            Ok(Progress::Waiting(waiting)) => waiting,
-            Err(refusal) => return refuse(exchange, &refusal),
+        let (head, place) = match Head::check(request).and_then(|head| Ok((head, self.admit(peer)?))) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return Answer::Now(refuse(exchange, &refusal)),
         };
-        let can_drip = self.config.timing.mode == Mode::Drip && request.version() == http::Version::HTTP_11;
-        // Not kept while it waits: its headers would hold on to the connection's read buffer.
-        drop(request);
-        // Boxed like what finds out who asks: hyper keeps room for this future on every connection.
-        Box::pin(finish(waiting, exchange, can_drip, peer.reset.clone())).await
+        let asked = || Asked {
+            peer: peer.address,
+            token: head.token.map(Token::new),
+            arrived,
+            can_drip: self.config.timing.mode == Mode::Drip && !head.is_http_1_0,
+        };
+        let asking = caller::Request { peer: peer.address, token: head.token };
+        let Some(pod) = self.callers.recall(asking, &peer.memory) else {
+            let role = match head.role {
+                PathRole::Own => None,
+                PathRole::Named(role) => Some(role.into()),
+            };
+            return Answer::Later(Box::pin(self.find_out_and_answer(asked(), role, place, peer, exchange)));
+        };
+        match self.grant(&pod, head.role, place, &mut exchange) {
+            Ok(Grant::Document(document)) => Answer::Now(answered(exchange, document)),
+            Ok(Grant::Expected(expected)) => {
+                let reset = peer.reset.clone();
+                Answer::Later(Box::pin(finish(self.waiting(asked(), expected), exchange, reset)))
+            }
+            Err(refusal) => Answer::Now(refuse(exchange, &refusal)),
+        }
     }
 
     /// Answers a request on a connection that is one too many of its pod.
@@ -101,42 +151,67 @@ impl Endpoint {
         refuse(exchange, &Refusal::TooManyRequests("connections"))
     }
 
-    async fn begin<B>(
+    /// Charges a request before anything is done for it, to whoever that can be told to be by now.
+    fn admit(&self, peer: &Peer) -> Result<Place, Refusal> {
+        let is_shared = self.node.contains(peer.address);
+        let permit = if is_shared { self.limits.admit_unidentified()? } else { peer.budget.admit()? };
+        Ok(Place { permit, is_shared })
+    }
+
+    async fn find_out_and_answer(
         &self,
-        request: &Request<B>,
+        asked: Asked,
+        role: Option<Box<str>>,
+        place: Place,
         peer: &Peer,
-        arrived: Instant,
+        mut exchange: Exchange,
+    ) -> Response<ReplyBody> {
+        let granted = match self.callers.identify(asked.caller(), &peer.memory, asked.arrived).await {
+            Ok(pod) => {
+                let role = role.as_deref().map_or(PathRole::Own, PathRole::Named);
+                self.grant(&pod, role, place, &mut exchange)
+            }
+            Err(refusal) => {
+                exchange.suspected(self.callers.suspects(asked.caller()));
+                Err(refusal)
+            }
+        };
+        match granted {
+            Ok(Grant::Document(document)) => answered(exchange, document),
+            Ok(Grant::Expected(expected)) => {
+                finish(self.waiting(asked, expected), exchange, peer.reset.clone()).await
+            }
+            Err(refusal) => refuse(exchange, &refusal),
+        }
+    }
+
+    /// What `pod` gets.
+    fn grant(
+        &self,
+        pod: &Arc<Pod>,
+        role: PathRole<'_>,
+        place: Place,
         exchange: &mut Exchange,
-    ) -> Result<Progress, Refusal> {
-        let head = Head::check(request)?;
-        // Charged before anything is done for it, to whoever that can be told to be by now.
-        let on_node = self.node.contains(peer.address);
-        let permit = if on_node { self.limits.admit_unidentified()? } else { peer.budget.admit()? };
-        let asking = caller::Request { peer: peer.address, token: head.token };
-        let identified = self.callers.identify(asking, &peer.memory, arrived).await;
-        let pod = identified.inspect_err(|_| exchange.suspected(self.callers.suspects(asking)))?;
-        exchange.identified(&pod);
-        let permit = if on_node { self.limits.of(Source::Pod(pod.uid().clone())).admit()? } else { permit };
-        let session = self.session(&pod, head.role)?;
+    ) -> Result<Grant, Refusal> {
+        exchange.identified(pod);
+        let permit = match place.is_shared {
+            true => self.limits.of(Source::Pod(pod.uid().clone())).admit()?,
+            false => place.permit,
+        };
+        let session = self.session(pod, role)?;
         if let Some(credentials) = self.credentials.valid(&session.key) {
-            return Ok(Progress::Done(credentials.reply()));
+            return Ok(Grant::Document(credentials.reply()));
         }
         let role = session.key.role.clone();
         let pending = self
             .credentials
             .request(Arc::unwrap_or_clone(session))
             .map_err(|error| Refusal::TooManyRoles { limit: error.limit })?;
-        Ok(Progress::Waiting(Box::new(Waiting {
-            pending,
-            pod,
-            role,
-            callers: self.callers.clone(),
-            peer: peer.address,
-            token: head.token.map(Token::new),
-            arrived,
-            timing: self.config.timing,
-            _permit: permit,
-        })))
+        Ok(Grant::Expected(Box::new(Expected { pending, pod: pod.clone(), role, _permit: permit })))
+    }
+
+    fn waiting(&self, asked: Asked, expected: Box<Expected>) -> Waiting {
+        Waiting { asked, expected, callers: self.callers.clone(), timing: self.config.timing }
     }
 
     fn session(&self, pod: &Arc<Pod>, asked: PathRole<'_>) -> Result<Arc<SessionRequest>, Refusal> {
@@ -160,39 +235,31 @@ impl Endpoint {
     }
 }
 
-enum Progress {
-    Done(Bytes),
-    /// Boxed: the warm path should not carry its size around.
-    Waiting(Box<Waiting>),
+impl Asked {
+    fn caller(&self) -> caller::Request<'_> {
+        caller::Request { peer: self.peer, token: self.token.as_ref().map(Token::expose) }
+    }
 }
 
 /// Holds the request in silence, then begins the answer, or goes on in silence where it cannot be begun.
-async fn finish(
-    mut waiting: Box<Waiting>,
-    mut exchange: Exchange,
-    can_drip: bool,
-    reset: ResetSwitch,
-) -> Response<ReplyBody> {
-    let hold_until = waiting.arrived + waiting.timing.hold;
+async fn finish(mut waiting: Waiting, mut exchange: Exchange, reset: ResetSwitch) -> Response<ReplyBody> {
+    let hold_until = waiting.asked.arrived + waiting.timing.hold;
     let outcome = match waiting.until(hold_until).await {
         Some(outcome) => outcome,
-        None if can_drip => {
+        None if waiting.asked.can_drip => {
             exchange.begun();
-            let (arrived, timing) = (waiting.arrived, waiting.timing);
+            let (arrived, timing) = (waiting.asked.arrived, waiting.timing);
             return reply::begun(slow::drip(finish_begun(waiting, exchange), arrived, timing, reset));
         }
         None => waiting.outcome_at_last().await,
     };
     match outcome {
-        Ok(document) => {
-            exchange.answered();
-            reply::credentials(document)
-        }
+        Ok(document) => answered(exchange, document),
         Err(refusal) => refuse(exchange, &refusal),
     }
 }
 
-async fn finish_begun(waiting: Box<Waiting>, exchange: Exchange) -> Result<Bytes, GivenUp> {
+async fn finish_begun(waiting: Waiting, exchange: Exchange) -> Result<Bytes, GivenUp> {
     match waiting.outcome_at_last().await {
         Ok(document) => {
             exchange.answered();
@@ -209,36 +276,38 @@ impl Waiting {
     /// The outcome if it is there by `deadline`. Valid credentials that are about to be renewed are handed out
     /// rather than waited past the deadline for better ones.
     async fn until(&mut self, deadline: Instant) -> Option<Result<Bytes, Refusal>> {
-        let outcome = match timeout_at(deadline, self.pending.outcome()).await {
+        let pending = &mut self.expected.pending;
+        let outcome = match timeout_at(deadline, pending.outcome()).await {
             Ok(outcome) => outcome,
-            Err(_) => Ok(self.pending.best()?),
+            Err(_) => Ok(pending.best()?),
         };
         Some(self.judge(outcome).await)
     }
 
     async fn outcome_at_last(mut self) -> Result<Bytes, Refusal> {
-        let deadline = self.arrived + self.timing.give_up_after;
+        let deadline = self.asked.arrived + self.timing.give_up_after;
         match self.until(deadline).await {
             Some(outcome) => outcome,
             None => {
-                let error = self.pending.give_up();
-                Err(refusal_of(error, &self.pod, &self.role))
+                let Expected { pending, pod, role, .. } = *self.expected;
+                Err(refusal_of(pending.give_up(), &pod, &role))
             }
         }
     }
 
     async fn judge(&self, outcome: Result<Arc<Credentials>, FetchError>) -> Result<Bytes, Refusal> {
-        let credentials = outcome.map_err(|error| refusal_of(error, &self.pod, &self.role))?;
-        let asking = caller::Request { peer: self.peer, token: self.token.as_ref().map(Token::expose) };
+        let Expected { pending, pod, role, .. } = &*self.expected;
+        let credentials = outcome.map_err(|error| refusal_of(error, pod, role))?;
         // Time has passed since the caller was found out.
-        self.callers.confirm(asking, &self.pod).await?;
+        self.callers.confirm(self.asked.caller(), pod).await?;
         // That may have waited for the watch.
-        if self.pending.is_valid(&credentials) {
-            Ok(credentials.reply())
-        } else {
-            Err(Refusal::StsUnavailable)
-        }
+        if pending.is_valid(&credentials) { Ok(credentials.reply()) } else { Err(Refusal::StsUnavailable) }
     }
+}
+
+fn answered(exchange: Exchange, document: Bytes) -> Response<ReplyBody> {
+    exchange.answered();
+    reply::credentials(document)
 }
 
 fn refuse(exchange: Exchange, refusal: &Refusal) -> Response<ReplyBody> {

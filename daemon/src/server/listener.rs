@@ -1,38 +1,23 @@
 //! Accepts connections and serves them, through bursts, errors and the drain.
 
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, header};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::{
-    libc::linger,
-    sys::socket::{setsockopt, sockopt},
-};
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{Sleep, sleep},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
 };
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{
+    connection::Service,
     endpoint::{Endpoint, Peer},
     limits::{Connection, Limits, Source},
-    slow::{ReplyBody, ResetSwitch},
+    stream::ClientStream,
 };
 use crate::node::NodeAddresses;
 use rolecall_process::drain;
@@ -40,9 +25,6 @@ use rolecall_process::drain;
 /// Pauses after failures to accept: the first, and the longest. Out of file descriptors, the kernel keeps the
 /// connection in its queue, and accepting it again at once would fail again at once.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-
-/// Largest head that is read at all; the endpoint refuses from half of it on, with words.
-const READ_BUFFER: usize = 32 * 1024;
 
 /// Limits of the listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,11 +130,7 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     pause = PAUSES.0;
-                    let connection = self.clone().serve(stream, peer);
-                    self.tasks.spawn("connection", async move {
-                        connection.await;
-                        drop(place);
-                    });
+                    self.tasks.spawn("connection", self.clone().serve(stream, peer, place));
                 }
                 Err(error) => {
                     self.metrics.accept_errors.inc();
@@ -166,7 +144,7 @@ impl Server {
         }
     }
 
-    async fn serve(self, stream: TcpStream, peer: SocketAddr) {
+    async fn serve(self, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
         let address = peer.ip().to_canonical();
         let budget = self.limits.of(Source::Address(address));
         let place = if self.node.contains(address) {
@@ -186,44 +164,17 @@ impl Server {
         };
         let _open = Open::new(&self.metrics.open);
         let peer = Peer::new(address, budget);
-        self.speak_http(stream, peer, too_many).await;
-        drop(place);
-    }
-
-    async fn speak_http(&self, stream: TcpStream, peer: Peer, too_many: bool) {
-        let io = TokioIo::new(Resettable::new(stream, peer.reset.clone(), self.config.header_timeout));
-        let (endpoint, peer, handed_over) = (&*self.endpoint, &peer, &self.terms.has_handed_over);
-        let service = service_fn(|request: Request<Incoming>| async move {
-            let mut response = if too_many {
-                endpoint.refuse_connection(peer)
-            } else {
-                endpoint.answer(request, peer).await
-            };
-            if handed_over.has_begun() {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<Response<ReplyBody>, Infallible>(response)
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.config.header_timeout)
-            .max_buf_size(READ_BUFFER)
-            .keep_alive(!too_many)
-            .serve_connection(io, service);
-        let mut connection = pin!(connection);
-        let drain = self.tasks.watch();
-        let served = tokio::select! {
-            served = connection.as_mut() => served,
-            () = drain.begun() => {
-                if !self.terms.has_handed_over.has_begun() {
-                    connection.as_mut().graceful_shutdown();
-                }
-                connection.await
-            }
+        let stream = ClientStream::new(stream, peer.reset.clone(), self.config.header_timeout);
+        let service = Service {
+            endpoint: &self.endpoint,
+            peer,
+            too_many,
+            header_timeout: self.config.header_timeout,
+            drain: self.tasks.watch(),
+            has_handed_over: &self.terms.has_handed_over,
         };
-        if let Err(error) = served {
-            debug!(%error, peer = %peer.address, "a connection ended early");
-        }
+        service.speak(stream).await;
+        drop(place);
     }
 }
 
@@ -248,105 +199,5 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// A stream that ends with a reset while its switch is pressed and with a close otherwise, and that ends when its
-/// client does not read.
-struct Resettable {
-    stream: TcpStream,
-    reset: ResetSwitch,
-    /// What the socket was last told of the switch.
-    lingers_for_zero: bool,
-    write_timeout: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl Resettable {
-    fn new(stream: TcpStream, reset: ResetSwitch, write_timeout: Duration) -> Self {
-        Self { stream, reset, lingers_for_zero: false, write_timeout, stalled: None }
-    }
-
-    /// Closing a socket that lingers for zero seconds sends RST in place of FIN (socket(7)). It is told so with the
-    /// bytes, not at the end, for the end may be the process's own.
-    fn follow_switch(&mut self) {
-        let pressed = self.reset.is_pressed();
-        if pressed != self.lingers_for_zero {
-            let linger = linger { l_onoff: pressed.into(), l_linger: 0 };
-            let _ = setsockopt(&self.stream, sockopt::Linger, &linger);
-            self.lingers_for_zero = pressed;
-        }
-    }
-
-    /// Lets a write wait for the client to read, but not for ever.
-    fn within_time<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let write_timeout = self.write_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(write_timeout)));
-        match stalled.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl Drop for Resettable {
-    fn drop(&mut self) {
-        self.follow_switch();
-    }
-}
-
-impl AsyncRead for Resettable {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Resettable {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.follow_switch();
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.within_time(context, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.follow_switch();
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.within_time(context, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.reset.is_pressed() {
-            // A FIN now would reach the client before the reset does.
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -47,8 +47,11 @@ pub enum Mode {
 /// The body of every answer.
 pub enum ReplyBody {
     Full(Option<Bytes>),
-    Drip(Pin<Box<dyn Stream<Item = Result<Bytes, GivenUp>> + Send>>),
+    Drip(Drips),
 }
+
+/// Spaces, and at last the document.
+pub type Drips = Pin<Box<dyn Stream<Item = Result<Bytes, GivenUp>> + Send>>;
 
 /// A begun answer that will not be finished; the connection is reset.
 #[derive(Debug, thiserror::Error)]
@@ -84,13 +87,20 @@ pub fn drip(
                 }
                 Err(given_up) => Some((Err(state.reset(given_up).await), None)),
             },
-            () = sleep_until(state.next_space) => {
+            () = until(state.next_space) => {
                 state.next_space += timing.interval;
                 Some((Ok(Bytes::from_static(b" ")), Some(state)))
             }
         }
     });
     ReplyBody::Drip(Box::pin(stream))
+}
+
+/// Waits until `at`; where that has come, without the millisecond to which the timer rounds.
+async fn until(at: Instant) {
+    if Instant::now() < at {
+        sleep_until(at).await;
+    }
 }
 
 struct Drip<O> {
@@ -112,7 +122,8 @@ impl ResetSwitch {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn press(&self) {
+    /// From now on.
+    pub fn press(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 

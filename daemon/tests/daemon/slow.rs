@@ -58,6 +58,61 @@ async fn the_connection_of_a_begun_answer_goes_on() {
 }
 
 #[tokio::test]
+async fn a_request_that_was_sent_behind_one_that_waits_is_answered_after_it() {
+    let app = TestApp::start().await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n");
+    // In one packet, so that both are read at once; and one more, which comes while the first waits.
+    let mut client = app.client("127.0.0.2").await;
+    client.send(&(ask(OWN) + &ask("/nowhere"))).await;
+    client.read_until(has_begun).await;
+    client.send(&ask(OWN)).await;
+    gate.release_all();
+    assert_eq!(client.reply().await.outcome(), "200 orders");
+    assert_eq!(client.reply().await.outcome(), "404 not_found");
+    assert_eq!(client.reply().await.outcome(), "200 orders");
+}
+
+#[tokio::test]
+async fn nothing_is_lost_of_many_requests_that_come_at_once_and_wait() {
+    let app = TestApp::start().await;
+    // Without a token it always takes a look at the kubelet's directory.
+    let orders = app.world.pod(pod("orders").token_optional().ip("127.0.0.2")).unwrap();
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
+    let ask = |path: &str, padding: usize| {
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nPadding: {}\r\n\r\n", "x".repeat(padding))
+    };
+    let mut client = app.client("127.0.0.2").await;
+    // More is read with the first than hyper reads at a time, and of that several that wait.
+    let burst = [(OWN, "200 orders"), ("/nowhere", "404 not_found")].repeat(16);
+    let requests: String = burst.iter().map(|(path, _)| ask(path, 600)).collect();
+    client.send(&(ask(OWN, 9000) + &requests)).await;
+    assert_eq!(client.reply().await.outcome(), "200 orders");
+    for (index, (_, expect)) in burst.iter().enumerate() {
+        assert_eq!(client.reply().await.outcome(), *expect, "request {index}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_wants_no_more_is_left_after_an_answer_that_waited() {
+    let app = TestApp::start().await;
+    let gate = app.world.sts.hold();
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let token = orders.token().unwrap();
+    let mut client = app.client("127.0.0.2").await;
+    let head = format!("GET {OWN} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n");
+    client.send(&format!("{head}Connection: close\r\n\r\n")).await;
+    client.read_until(has_begun).await;
+    gate.release_all();
+    let reply = client.reply().await;
+    assert_eq!(reply.outcome(), "200 orders");
+    assert_eq!(reply.header("connection"), Some("close"));
+    assert_eq!(client.end().await, End::Closed);
+}
+
+#[tokio::test]
 async fn a_denial_after_the_beginning_is_a_reset_and_the_retry_gets_the_truth() {
     let app = TestApp::start().await;
     let gate = app.world.sts.hold();
