@@ -219,7 +219,8 @@ async fn has_handed_over(daemon: &Daemon) -> bool {
         .wait_until_ready(LIMIT, async || {
             let log = daemon.process.logs();
             let count = |text| log.matches(text).count();
-            count("offer to hand over") == count(DONE) + count("the hand-over did not come about")
+            // Not "cannot offer to hand over", which is one that did not come about.
+            count(": offer to hand over") == count(DONE) + count("the hand-over did not come about")
         })
         .await
         .unwrap();
