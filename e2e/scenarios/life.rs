@@ -157,6 +157,7 @@ async fn webhook_down(world: &World, report: &mut Report) -> Result<()> {
     })
     .await
     .context("a pod that was missed is not told")??;
+    ensure!(event == "RolecallNotInjected", "a pod that was missed is told {event}");
     pods.delete("missed", 0).await?;
     pods.create(&probe("again", ASKER, &["once"])).await?;
     let answer: Answer = pods.outcome("again").await?;
@@ -291,7 +292,8 @@ async fn end_asker(world: &World) -> Result<Summary> {
     // Deleted, the pod would be gone with its message; told by a signal, it stays.
     world.kubectl(&["exec", "-n", NAMESPACE, ASKER, "--", "/probe", "end"])?;
     let pods = world.pods(NAMESPACE);
-    let seen = pods.outcome(ASKER).await?;
+    let seen: Summary = pods.outcome(ASKER).await?;
+    seen.ensure_own(&world.sts, NAMESPACE, ASKER)?;
     pods.clear().await?;
     Ok(seen)
 }

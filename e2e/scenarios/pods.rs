@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use rolecall_e2e::cluster::wait_for;
+use rolecall_sandbox::StsServer;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -59,6 +60,18 @@ impl Answer {
 }
 
 impl Summary {
+    /// Fails unless all credentials were those of this pod.
+    pub(crate) fn ensure_own(&self, sts: &StsServer, namespace: &str, name: &str) -> Result<()> {
+        for key in self.keys.keys() {
+            let of = sts.session(key).map(|session| session.session_name);
+            ensure!(
+                of.as_deref() == Some(&format!("{namespace}.{name}")),
+                "{name} got credentials of {of:?}"
+            );
+        }
+        Ok(())
+    }
+
     /// Fails unless every request was answered with credentials; otherwise says how many were.
     pub(crate) fn all_answered(&self) -> Result<String> {
         ensure!(

@@ -61,6 +61,7 @@ impl Rotation {
             ensure!(*first != token(world, name).await?, "the kubelet has not renewed the token of {name}");
             world.kubectl(&["exec", "-n", NAMESPACE, name, "--", "/probe", "end"])?;
             let seen: Summary = pods.outcome(name).await?;
+            seen.ensure_own(&world.sts, NAMESPACE, name)?;
             let claim = match *name {
                 "hoarder" => "a token kept beyond its expiry, as the AWS CLI v2 does",
                 _ => "a token that lives 10 minutes, renewed by the kubelet",

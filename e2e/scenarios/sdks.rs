@@ -98,7 +98,9 @@ async fn before_credentials(world: &World, client: &Client, connections: &Connec
             .any(|call| call.outcome.is_granted() && call.role_arn.as_deref().is_some_and(is_of_client))
     });
     tokio::time::timeout(PATIENCE, granted).await.context("STS hands out no credentials")?;
-    connections.of(&world.pods(NAMESPACE), client.name).await
+    let begun = connections.of(&world.pods(NAMESPACE), client.name).await?;
+    ensure!(begun != 0, "it had not asked yet when STS handed out its credentials: this shows nothing");
+    Ok(begun)
 }
 
 async fn answers(world: &World, client: &'static Client) -> Result<Vec<Answer>> {
@@ -116,7 +118,7 @@ async fn answers(world: &World, client: &'static Client) -> Result<Vec<Answer>> 
 }
 
 impl Outcome {
-    /// How often it gave a connection up and began another, for it had waited too long.
+    /// How often it began another connection while its credentials were on their way: it had given the one before up.
     fn timeouts(&self) -> u64 {
         self.connections.saturating_sub(1)
     }

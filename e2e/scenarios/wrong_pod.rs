@@ -88,7 +88,8 @@ async fn forged_address(world: &World, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Pods that get the address of one that was deleted without grace, while its container may still live.
+/// Pods that get the address of one that was deleted without grace: every other one asks in its first instruction,
+/// after a pod whose container still lived.
 async fn reused_address(world: &World, report: &mut Report) -> Result<()> {
     let pods = world.pods(NAMESPACE);
     pods.clear().await?;
@@ -97,13 +98,18 @@ async fn reused_address(world: &World, report: &mut Report) -> Result<()> {
     let mut last = String::new();
     for round in 0..REUSES {
         // Each with a role of its own, so that the key says whose it is.
-        let (service_account, name) = if round % 2 == 0 {
-            ("victim", format!("even-{round}"))
-        } else {
-            ("thief", format!("odd-{round}"))
+        let lives_on = round % 2 == 0;
+        let (service_account, name, does) = match lives_on {
+            true => ("victim", format!("even-{round}"), "wait"),
+            false => ("thief", format!("odd-{round}"), "once"),
         };
-        pods.create(&on("node-1", probe(&name, service_account, &["once"]))).await?;
-        let answer: Answer = pods.outcome(&name).await?;
+        pods.create(&on("node-1", probe(&name, service_account, &[does]))).await?;
+        let answer: Answer = if lives_on {
+            pods.running(&name).await?;
+            ask(world, &name, &[])?
+        } else {
+            pods.outcome(&name).await?
+        };
         let address = address(&pods.api().get(&name).await?)?;
         reused += usize::from(address == last);
         last = address;
@@ -117,7 +123,7 @@ async fn reused_address(world: &World, report: &mut Report) -> Result<()> {
     ensure!(0 < reused, "no address was given to another pod: this shows nothing");
     ensure!(wrong.is_empty(), "pods without their own credentials: {}", wrong.join("; "));
     report.add(Figure::new(
-        "pods one after the other, each deleted with grace 0",
+        "pods one after the other, each deleted with grace 0, every other one while it runs",
         format!("{REUSES} of {REUSES} got their own credentials; {reused} had the address of the one before"),
     ));
     Ok(())

@@ -210,7 +210,7 @@ func loop(asked request) {
 		given := ask(asked)
 		seen.Answers++
 		seen.Longest = max(seen.Longest, given.Seconds)
-		if given.Status == 200 && given.Error == "" {
+		if given.Status == 200 && given.Error == "" && given.AccessKeyID != "" {
 			seen.Silence = max(seen.Silence, time.Since(last).Seconds())
 			last = time.Now()
 			seen.Keys[given.AccessKeyID]++
