@@ -266,7 +266,11 @@ impl Callers {
         }
     }
 
-    async fn find_out(&self, request: Request<'_>, arrived: Instant) -> Result<Arc<Pod>, Refusal> {
+    /// The same where it could not be recalled.
+    ///
+    /// # Errors
+    /// The refusal to answer with.
+    pub(super) async fn find_out(&self, request: Request<'_>, arrived: Instant) -> Result<Arc<Pod>, Refusal> {
         let deadline = arrived + self.config.wait;
         let mut undecided = Refusal::NotReady;
         loop {

@@ -107,33 +107,33 @@ impl Service<'_> {
             .serve_connection(TokioIo::new(stream), service);
         let mut drain = pin!(self.drain.begun());
         let mut is_draining = false;
-        let served = poll_fn(|context| {
+        let set_aside_or_served = poll_fn(|context| {
             loop {
                 // First, for a request that has come is answered, however late.
-                match Pin::new(&mut connection).poll(context) {
-                    Poll::Ready(served) => return Poll::Ready(Some(served)),
-                    Poll::Pending if waiting().is_some() => return Poll::Ready(None),
-                    Poll::Pending if is_draining || drain.as_mut().poll(context).is_pending() => {
-                        return Poll::Pending;
-                    }
-                    Poll::Pending => {
-                        is_draining = true;
-                        if !self.has_handed_over.has_begun() {
-                            Pin::new(&mut connection).graceful_shutdown();
-                        }
-                    }
+                if let Poll::Ready(served) = Pin::new(&mut connection).poll(context) {
+                    return Poll::Ready(Err(served));
+                }
+                if let Some(set_aside) = waiting().take() {
+                    return Poll::Ready(Ok(set_aside));
+                }
+                if is_draining || drain.as_mut().poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                is_draining = true;
+                if !self.has_handed_over.has_begun() {
+                    Pin::new(&mut connection).graceful_shutdown();
                 }
             }
         })
         .await;
-        if let Some(served) = served {
-            return served.map(|()| Spoken::ToTheEnd);
-        }
+        let set_aside = match set_aside_or_served {
+            Ok(set_aside) => set_aside,
+            Err(served) => return served.map(|()| Spoken::ToTheEnd),
+        };
         let parts = connection.into_parts();
         let mut stream = parts.io.into_inner();
         stream.put_back(parts.read_buf);
-        let set_aside = waiting().take();
-        Ok(set_aside.map_or(Spoken::ToTheEnd, |set_aside| Spoken::Until(set_aside, stream)))
+        Ok(Spoken::Until(set_aside, stream))
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Answer<'_> {

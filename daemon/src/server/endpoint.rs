@@ -166,7 +166,9 @@ impl Endpoint {
         peer: &Peer,
         mut exchange: Exchange,
     ) -> Response<ReplyBody> {
-        let granted = match self.callers.identify(asked.caller(), &peer.memory, asked.arrived).await {
+        // Boxed, so that its room is given back before credentials are waited for.
+        let found_out = Box::pin(self.callers.find_out(asked.caller(), asked.arrived)).await;
+        let granted = match found_out {
             Ok(pod) => {
                 let role = role.as_deref().map_or(PathRole::Own, PathRole::Named);
                 self.grant(&pod, role, place, &mut exchange)
