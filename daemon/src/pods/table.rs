@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::Pod;
 use crate::identity::PodUid;
@@ -84,6 +84,8 @@ struct Shared {
     version: watch::Sender<u64>,
     /// The same count, which costs a look no lock.
     stamp: AtomicU64,
+    /// Somebody waits for news.
+    wanted: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +110,7 @@ impl PodTable {
             state: RwLock::default(),
             version: watch::Sender::new(0),
             stamp: AtomicU64::new(0),
+            wanted: Notify::new(),
         });
         (Self(shared.clone()), Writer { shared, listing: None })
     }
@@ -125,6 +128,11 @@ impl PodTable {
     /// A number that rises with each change: what was read from the table after taking it holds while it stays.
     pub fn version(&self) -> u64 {
         self.0.stamp.load(Ordering::Acquire)
+    }
+
+    /// Says that a request waits for what the table does not hold yet: whoever feeds it had better look at once.
+    pub fn want_news(&self) {
+        self.0.wanted.notify_one();
     }
 
     pub fn by_uid(&self, uid: &PodUid) -> UidLookup {
@@ -166,6 +174,11 @@ impl PodTable {
 }
 
 impl Writer {
+    /// Completes when a request waits for news, or has since this completed last.
+    pub async fn news_are_wanted(&self) {
+        self.shared.wanted.notified().await;
+    }
+
     /// Takes in an event and tells what changed, in an order that is safe to act on: departures first.
     pub fn apply(&mut self, event: Event) -> Vec<Change> {
         let changes = match event {

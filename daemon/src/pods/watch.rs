@@ -13,7 +13,6 @@ use futures_util::{Stream, StreamExt};
 use kube::{
     Api, Client,
     runtime::{
-        WatchStreamExt,
         utils::{Backoff, ResetTimerBackoff},
         watcher,
     },
@@ -22,6 +21,7 @@ use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
+use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::{
@@ -34,9 +34,12 @@ use rolecall_process::time::{Clock, unix_seconds};
 /// The pause after the first failure; each further one is twice as long.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(800);
 
-/// The longest pause. A pod that comes while the watch pauses is unknown that long, so it is no longer than the time
-/// that its request waits.
+/// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The longest pause while a request waits for a pod that nobody knows: where the kubelet has heard of it, the API
+/// server is there again, and most SDKs bear a second without a byte.
+const WANTED_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long the watch has to go well before the pauses are short again.
 const PAUSES_FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
@@ -114,7 +117,7 @@ impl Connection {
     }
 }
 
-/// What the API server sends of the pods of `node_name`, retried for ever with growing pauses.
+/// What the API server sends of the pods of `node_name`. It goes on after an error.
 ///
 /// The list is a consistent one: an older copy from the API server's cache could bring back a pod that has gone,
 /// together with its address. Since Kubernetes 1.31 the API server answers consistent lists from its cache.
@@ -124,7 +127,7 @@ pub fn stream(
 ) -> impl Stream<Item = watcher::Result<watcher::Event<PodObject>>> + use<> {
     let api: Api<PodObject> = Api::all_with(client, &object::resource());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-    watcher(api, config).backoff(ResetTimerBackoff::new(Pauses::default(), PAUSES_FORGOTTEN_AFTER))
+    watcher(api, config)
 }
 
 /// The pauses between attempts, up to half of each taken off by chance: all daemons of a cluster lose the API server
@@ -150,7 +153,8 @@ impl Backoff for Pauses {
     }
 }
 
-/// Feeds `stream` into the table and calls `on_changes` with what each event changed; ends with the stream.
+/// Feeds `stream` into the table and calls `on_changes` with what each event changed; ends with the stream. After each
+/// error it pauses, longer each time, until a request waits for news.
 pub async fn run(
     stream: impl Stream<Item = watcher::Result<watcher::Event<PodObject>>>,
     mut writer: Writer,
@@ -160,15 +164,23 @@ pub async fn run(
     mut on_changes: impl FnMut(Vec<Change>),
 ) {
     let mut stream = pin!(stream);
+    let mut pauses = ResetTimerBackoff::new(Pauses::default(), PAUSES_FORGOTTEN_AFTER);
     while let Some(item) = stream.next().await {
         let event = match item {
             Ok(event) => event,
             Err(error) => {
                 metrics.errors.inc();
                 metrics.connection.failed(&error);
+                let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+                sleep(pause.min(WANTED_PAUSE)).await;
+                let _ = timeout(pause.saturating_sub(WANTED_PAUSE), writer.news_are_wanted()).await;
                 continue;
             }
         };
+        // A list that begins says nothing of how it ends.
+        if !matches!(event, watcher::Event::Init) {
+            pauses.reset();
+        }
         metrics.last_event.set(unix_seconds(clock.now()));
         let Some(event) = translate(event, &audience) else { continue };
         let changes = writer.apply(event);
@@ -203,7 +215,11 @@ fn translate(event: watcher::Event<PodObject>, audience: &str) -> Option<Event> 
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::pods::PodTable;
 
     #[test]
     fn pauses_grow_to_the_longest_and_start_again() {
@@ -215,6 +231,35 @@ mod tests {
             }
             pauses.reset();
         }
+    }
+
+    /// How long it takes until the table is synced, where the API server fails four times before it answers.
+    async fn back_after(wanted_every: Option<Duration>) -> Duration {
+        let failure = || Err(watcher::Error::WatchFailed(kube::Error::TlsRequired));
+        let answers = [Ok(watcher::Event::Init), Ok(watcher::Event::InitDone)];
+        let stream = stream::iter((0..4).map(|_| failure()).chain(answers));
+        let (table, writer) = PodTable::new();
+        let began = Instant::now();
+        let wanting = async {
+            while let Some(every) = wanted_every {
+                table.want_news();
+                sleep(every).await;
+            }
+            std::future::pending().await
+        };
+        let clock = Clock::from_fn(|| std::time::UNIX_EPOCH);
+        tokio::select! {
+            () = run(stream, writer, String::new(), clock, Metrics::default(), drop) => {}
+            () = wanting => {}
+        }
+        assert!(table.synced());
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_api_server_is_asked_soon_where_a_request_waits_for_its_news() {
+        assert!(Duration::from_millis(400 + 800 + 1600 + 2500) <= back_after(None).await);
+        assert!(back_after(Some(Duration::from_millis(1))).await < 5 * WANTED_PAUSE);
     }
 
     #[test]

@@ -288,6 +288,7 @@ impl Callers {
                 let decision = decide(self.hear(request, arrived).await);
                 let Decision::Wait(refusal) = decision else { return Some(decision) };
                 undecided = refusal;
+                self.table.want_news();
                 std::future::pending().await
             };
             let decided = timeout_at(deadline, async {

@@ -227,6 +227,17 @@ async fn a_pod_that_the_watch_has_not_shown_waits_for_it_if_its_token_is_signed(
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_waits_for_the_watch_has_it_look_at_once() {
+    let mut fixture = fixture(vec![builder("a").ip("10.0.0.1")], false);
+    let token = fixture.written("a");
+    let writer = fixture.writer.take().unwrap();
+    assert_eq!(fixture.ask("10.0.0.1", Some(&token)).await, "caller a");
+    assert!(writer.news_are_wanted().now_or_never().is_none(), "nobody waited");
+    assert_eq!(fixture.ask("10.0.0.2", None).await, "pod_unknown");
+    assert!(writer.news_are_wanted().now_or_never().is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_was_taken_away_is_refused_at_once() {
     let mut fixture = fixture(vec![builder("a").ip("10.0.0.1"), builder("b").phase("Succeeded")], false);
     let (token, of_finished) = (fixture.written("a"), fixture.written("b"));
