@@ -22,7 +22,7 @@ use crate::{
     handover::{self, Giver, SteppedDown},
     kubernetes::{self, ClientError},
     node::{
-        FollowError, NodeAddresses,
+        FollowError, Netlink, NodeAddresses,
         firewall::{self, Firewall},
         loopback,
         taint::{self, StartupTaint},
@@ -63,6 +63,8 @@ pub enum StartError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Sts(#[from] StsConfigError),
+    #[error("start the thread that talks with the kernel")]
+    Netlink(#[source] io::Error),
     #[error("follow the node's addresses")]
     Node(#[from] FollowError),
     #[error("put the addresses of --listen on the node (--manage-addresses=off turns it off)")]
@@ -97,6 +99,7 @@ pub struct App {
     /// What requests need to be answered; it ends when they are.
     back: drain::Trigger,
     _admin: admin::Admin,
+    _netlink: Netlink,
 }
 
 /// Runs the daemon until a signal ends it.
@@ -105,10 +108,11 @@ pub struct App {
 /// When it cannot start, an essential part dies, or a second signal cuts the drain short.
 pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
     let mut signals = Signals::catch().map_err(Error::boot)?;
-    let (node, follow) = NodeAddresses::follow().await.map_err(StartError::from)?;
+    let netlink = Netlink::start().map_err(StartError::Netlink)?;
+    let (node, follow) = NodeAddresses::follow(&netlink).await.map_err(StartError::from)?;
     // It may have to wait for the daemon before it to hand over.
     let app = tokio::select! {
-        started = App::start(config, node, follow, log_level) => started?,
+        started = App::start(config, netlink, node, follow, log_level) => started?,
         name = signals.next() => {
             tracing::info!(signal = name, "ended before it served");
             return Ok(());
@@ -147,6 +151,7 @@ impl App {
     /// server or STS is away is no error.
     pub async fn start(
         config: Config,
+        netlink: Netlink,
         node: NodeAddresses,
         follow: impl Future<Output = FollowError> + Send + 'static,
         log_level: LogLevel,
@@ -164,7 +169,7 @@ impl App {
         let loopback_metrics = loopback::Metrics::register(&mut registry);
         let loopback = match addresses.is_empty() {
             true => None,
-            false => Some(loopback::put(addresses, loopback_metrics).await?),
+            false => Some(loopback::put(addresses, &netlink, loopback_metrics).await?),
         };
         let wanted = Wanted {
             endpoint: config.server.listen,
@@ -371,6 +376,7 @@ impl App {
             front,
             back,
             _admin: admin,
+            _netlink: netlink,
         })
     }
 

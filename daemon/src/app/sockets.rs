@@ -74,6 +74,7 @@ pub(super) fn is_taken(error: &StartError) -> bool {
         StartError::Admin(admin::Error::Socket { .. } | admin::Error::Start(_))
         | StartError::Client(_)
         | StartError::Sts(_)
+        | StartError::Netlink(_)
         | StartError::Node(_)
         | StartError::Loopback(_)
         | StartError::Firewall(_)

@@ -9,14 +9,16 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
-    Handle, MulticastGroup, new_multicast_connection,
+    Handle, MulticastGroup,
     packet_route::address::{AddressAttribute, AddressMessage},
 };
 use tokio::sync::watch;
 use tracing::{debug, warn};
+
+use super::Netlink;
 
 /// Pause after the kernel did not tell.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -58,34 +60,26 @@ impl NodeAddresses {
     ///
     /// # Errors
     /// When netlink cannot be had at all.
-    pub async fn follow() -> Result<(Self, impl Future<Output = FollowError>), FollowError> {
-        // The connection is a future of its own that moves the messages; it is polled beside what uses it.
-        let (connection, handle, messages) =
-            new_multicast_connection(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
-                .map_err(FollowError::Open)?;
-        let mut connection = Box::pin(connection);
+    pub async fn follow(
+        netlink: &Netlink,
+    ) -> Result<(Self, impl Future<Output = FollowError> + use<>), FollowError> {
+        let (handle, mut changes) = netlink
+            .connect(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
+            .map_err(FollowError::Open)?;
         let addresses = Self::fixed([]);
-        tokio::select! {
-            () = &mut connection => return Err(FollowError::Closed),
-            asked = addresses.ask(&handle) => asked?,
-        }
+        addresses.ask(&handle).await?;
         let following = addresses.clone();
         let task = async move {
-            let mut messages = messages;
-            let follow = async {
-                while messages.next().await.is_some() {
-                    // What changed is asked anew, all of it: a burst of messages may overflow the socket, and a
-                    // list that was patched from what is left would stay wrong.
-                    while messages.try_recv().is_ok() {}
-                    while let Err(error) = following.ask(&handle).await {
-                        warn!(%error, "cannot follow the node's addresses; those last seen count");
-                        tokio::time::sleep(ASK_AGAIN_AFTER).await;
+            while changes.next().await {
+                while let Err(error) = following.ask(&handle).await {
+                    warn!(%error, "cannot follow the node's addresses; those last seen count");
+                    tokio::select! {
+                        () = tokio::time::sleep(ASK_AGAIN_AFTER) => {}
+                        goes_on = changes.next() => if !goes_on {
+                            return FollowError::Closed;
+                        }
                     }
                 }
-            };
-            tokio::select! {
-                () = connection => {}
-                () = follow => {}
             }
             FollowError::Closed
         };
@@ -148,14 +142,25 @@ fn max_prefix(address: IpAddr) -> u8 {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn the_kernel_tells_loopback_with_its_whole_net() {
-        let (addresses, _task) = NodeAddresses::follow().await.unwrap();
+    #[test]
+    fn the_kernel_tells_loopback_with_its_whole_net_to_threads_that_cannot_ask_it() {
+        let netlink = Netlink::start().unwrap();
+        // Without I/O, this thread cannot hold a socket: it never waits in the kernel.
+        let idle = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (addresses, _task) = idle.block_on(NodeAddresses::follow(&netlink)).unwrap();
         for own in ["127.0.0.1", "127.0.0.2", "127.255.255.254"] {
             assert!(addresses.contains(own.parse().unwrap()), "{own}");
         }
         for other in ["192.0.2.77", "10.255.255.77", "2001:db8::77"] {
             assert!(!addresses.contains(other.parse().unwrap()), "{other}");
         }
+    }
+
+    #[tokio::test]
+    async fn without_the_thread_the_task_ends() {
+        let netlink = Netlink::start().unwrap();
+        let (_addresses, task) = NodeAddresses::follow(&netlink).await.unwrap();
+        drop(netlink);
+        assert!(matches!(task.await, FollowError::Closed));
     }
 }

@@ -2,19 +2,20 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     pin::pin,
     time::Duration,
 };
 
-use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use nix::{errno::Errno, net::if_::if_nametoindex};
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
 use rtnetlink::{
-    AddressMessageBuilder, Handle, MulticastGroup, new_multicast_connection,
+    AddressMessageBuilder, Handle, MulticastGroup,
     packet_route::address::{
         AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope,
         CacheInfo,
@@ -22,6 +23,7 @@ use rtnetlink::{
 };
 use tracing::{info, warn};
 
+use super::{Netlink, netlink::Changes};
 use rolecall_process::{drain, readiness::Condition, telemetry::chain};
 
 /// Where the addresses go. A kernel may lack dummy interfaces; it never lacks this one.
@@ -37,13 +39,10 @@ const PROTOCOL: AddressProtocol = AddressProtocol::Other(0x52);
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Addresses to be on the node, and the way to the kernel.
-pub struct Loopback<C, M> {
+pub struct Loopback {
     wanted: Vec<IpAddr>,
     handle: Handle,
-    /// What the kernel tells of changes.
-    messages: M,
-    /// Moves the messages; polled beside whatever asks the kernel.
-    connection: C,
+    changes: Changes,
     /// Why an address is missing, as it was logged.
     missing: BTreeMap<IpAddr, String>,
     metrics: Metrics,
@@ -60,7 +59,7 @@ pub struct Metrics {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("open a netlink socket")]
-    Open(#[source] std::io::Error),
+    Open(#[source] io::Error),
     #[error("find the interface lo")]
     Interface(#[source] Errno),
     #[error("ask the kernel for the node's addresses")]
@@ -69,8 +68,6 @@ pub enum Error {
     Put { address: IpAddr, source: Box<rtnetlink::Error> },
     #[error("remove {address} from lo")]
     Remove { address: IpAddr, source: Box<rtnetlink::Error> },
-    #[error("the netlink socket was closed")]
-    Closed,
 }
 
 /// Whether `address` is of the kind that the daemon may put on a node: one that no network routes.
@@ -89,18 +86,11 @@ pub fn is_ours_to_put(address: IpAddr) -> bool {
 ///
 /// # Errors
 /// When netlink cannot be had at all.
-pub async fn put(
-    wanted: Vec<IpAddr>,
-    metrics: Metrics,
-) -> Result<Loopback<impl Future<Output = ()> + Send + Unpin, impl Stream + Send + Unpin>, Error> {
-    let (connection, handle, messages) = new_multicast_connection(&[
-        MulticastGroup::Link,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv6Ifaddr,
-    ])
-    .map_err(Error::Open)?;
-    let connection = Box::pin(connection);
-    let mut loopback = Loopback { wanted, handle, messages, connection, missing: BTreeMap::new(), metrics };
+pub async fn put(wanted: Vec<IpAddr>, netlink: &Netlink, metrics: Metrics) -> Result<Loopback, Error> {
+    let (handle, changes) = netlink
+        .connect(&[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
+        .map_err(Error::Open)?;
+    let mut loopback = Loopback { wanted, handle, changes, missing: BTreeMap::new(), metrics };
     for address in loopback.settle().await? {
         info!(%address, "put the endpoint's address on lo");
     }
@@ -113,32 +103,27 @@ pub async fn put(
 /// # Errors
 /// When the kernel refuses.
 pub async fn remove(wanted: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
-    let (connection, handle, _messages) = rtnetlink::new_connection().map_err(Error::Open)?;
+    let netlink = Netlink::start().map_err(Error::Open)?;
+    let (handle, _changes) = netlink.connect(&[]).map_err(Error::Open)?;
     let index = index()?;
-    let work = async {
-        let found = ask(&handle).await?;
-        let mut removed = Vec::new();
-        for message in found.into_iter().filter(|message| message.header.index == index) {
-            let Some(address) = address_of(&message) else { continue };
-            let is_alone = message.header.prefix_len == max_prefix(address);
-            if !is_alone || !(is_marked(&message) || wanted.contains(&address)) {
-                continue;
-            }
-            match handle.address().del(message).execute().await {
-                Ok(()) => removed.push(address),
-                Err(error) if errno(&error) == Some(Errno::EADDRNOTAVAIL) => {}
-                Err(source) => return Err(Error::Remove { address, source: Box::new(source) }),
-            }
+    let found = ask(&handle).await?;
+    let mut removed = Vec::new();
+    for message in found.into_iter().filter(|message| message.header.index == index) {
+        let Some(address) = address_of(&message) else { continue };
+        let is_alone = message.header.prefix_len == max_prefix(address);
+        if !is_alone || !(is_marked(&message) || wanted.contains(&address)) {
+            continue;
         }
-        Ok(removed)
-    };
-    tokio::select! {
-        () = connection => Err(Error::Closed),
-        removed = work => removed,
+        match handle.address().del(message).execute().await {
+            Ok(()) => removed.push(address),
+            Err(error) if errno(&error) == Some(Errno::EADDRNOTAVAIL) => {}
+            Err(source) => return Err(Error::Remove { address, source: Box::new(source) }),
+        }
     }
+    Ok(removed)
 }
 
-impl<C: Future<Output = ()> + Unpin, M: Stream + Unpin> Loopback<C, M> {
+impl Loopback {
     /// Puts back what something removes, until the drain begins or the kernel's messages end.
     ///
     /// An address that the node never had, because it has no IPv6, holds no readiness back.
@@ -149,17 +134,10 @@ impl<C: Future<Output = ()> + Unpin, M: Stream + Unpin> Loopback<C, M> {
             let retry = !self.missing.is_empty();
             tokio::select! {
                 () = &mut begun => return,
-                () = &mut self.connection => {
+                changed = self.changes.next() => if !changed {
                     warn!("the netlink socket was closed; the endpoint's addresses are not followed any more");
                     return;
-                }
-                message = self.messages.next() => {
-                    if message.is_none() {
-                        return;
-                    }
-                    // A burst is one change.
-                    while self.messages.next().now_or_never().flatten().is_some() {}
-                }
+                },
                 () = tokio::time::sleep(RETRY_AFTER), if retry => {}
             }
             match self.settle().await {
@@ -182,19 +160,12 @@ impl<C: Future<Output = ()> + Unpin, M: Stream + Unpin> Loopback<C, M> {
 
     /// Puts what is missing, and returns what that was. What the kernel refuses is in `missing` afterwards.
     async fn settle(&mut self) -> Result<Vec<IpAddr>, Error> {
-        let work = async {
-            let index = index()?;
-            let present: Vec<IpAddr> = ask(&self.handle).await?.iter().filter_map(address_of).collect();
-            let mut results = Vec::new();
-            for &address in self.wanted.iter().filter(|address| !present.contains(address)) {
-                results.push((address, add(&self.handle, index, address).await));
-            }
-            Ok(results)
-        };
-        let results = tokio::select! {
-            () = &mut self.connection => return Err(Error::Closed),
-            results = work => results?,
-        };
+        let index = index()?;
+        let present: Vec<IpAddr> = ask(&self.handle).await?.iter().filter_map(address_of).collect();
+        let mut results = Vec::new();
+        for &address in self.wanted.iter().filter(|address| !present.contains(address)) {
+            results.push((address, add(&self.handle, index, address).await));
+        }
         let before = std::mem::take(&mut self.missing);
         let mut put = Vec::new();
         for (address, result) in results {

@@ -6,7 +6,7 @@ use rolecall_daemon::{
     app::{App, StartError},
     args,
     config::Config,
-    node::{FollowError, NodeAddresses},
+    node::{FollowError, Netlink, NodeAddresses},
 };
 use rolecall_process::telemetry;
 use rolecall_sandbox::{
@@ -102,7 +102,7 @@ pub async fn start(
     // Nobody reads the log here; the tests of the binary do.
     let (_, log_level) = telemetry::with_writer(&config.log, io::sink);
     let node = NodeAddresses::fixed(["127.0.0.1/32".parse().unwrap()]);
-    App::start(config, node, follow, log_level).await
+    App::start(config, Netlink::start().unwrap(), node, follow, log_level).await
 }
 
 /// A pod with a role, on the pod network.

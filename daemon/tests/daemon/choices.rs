@@ -2,7 +2,12 @@
 
 use std::future;
 
-use rolecall_daemon::{app::App, args, config::Config, node::NodeAddresses};
+use rolecall_daemon::{
+    app::App,
+    args,
+    config::Config,
+    node::{Netlink, NodeAddresses},
+};
 use rolecall_process::telemetry;
 use rolecall_sandbox::world::World;
 
@@ -63,7 +68,15 @@ async fn start_error(listen: &str) -> String {
     let args = args::parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
     let config = Config::try_from(args.run).unwrap();
     let (_, log_level) = telemetry::with_writer(&config.log, std::io::sink);
-    match App::start(config, NodeAddresses::fixed([]), future::pending(), log_level).await {
+    match App::start(
+        config,
+        Netlink::start().unwrap(),
+        NodeAddresses::fixed([]),
+        future::pending(),
+        log_level,
+    )
+    .await
+    {
         Ok(_) => panic!("it started"),
         Err(error) => error.to_string(),
     }

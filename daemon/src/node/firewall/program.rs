@@ -46,16 +46,19 @@ impl ProgramError {
 /// Runs `program`, feeds it `input`, and returns what it wrote if it succeeds.
 pub(super) async fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, ProgramError> {
     let name = || program.to_owned();
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         // What they complain is compared.
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|source| ProgramError::Start { program: name(), source })?;
+        .kill_on_drop(true);
+    // To start a program waits until it is read from the disk; requests must not wait with it.
+    let started =
+        tokio::task::spawn_blocking(move || command.spawn()).await.map_err(io::Error::from).flatten();
+    let mut child = started.map_err(|source| ProgramError::Start { program: name(), source })?;
     let stdin = child.stdin.take();
     let work = async {
         let feed = async {
