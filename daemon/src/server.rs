@@ -3,6 +3,7 @@
 pub mod caller;
 mod connection;
 pub mod endpoint;
+mod handed_out;
 pub mod limits;
 pub mod listener;
 pub mod observe;

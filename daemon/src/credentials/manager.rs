@@ -1,6 +1,12 @@
 //! The handle by which the request path and the app reach the credentials.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
 
 use tokio::sync::{Notify, watch};
 
@@ -9,6 +15,7 @@ use super::{
     exchange::{FetchError, Sts},
     handover::{Counterpart, Inherited, Neighbors},
     metrics::Metrics,
+    policy,
     table::{Limits, Now, Status, Table},
     worker::Worker,
 };
@@ -31,6 +38,12 @@ pub struct Pending {
     waits: bool,
 }
 
+/// Credentials that were good to hand out, and the state of the table that says so.
+pub struct Found {
+    credentials: Arc<Credentials>,
+    version: u64,
+}
+
 /// The pod asks for more roles than it may.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a pod may ask for {limit} roles and no more")]
@@ -41,6 +54,8 @@ pub struct TooManyRoles {
 /// What the handles and the worker have in common.
 pub(super) struct Shared {
     table: Mutex<Table>,
+    /// Rises whenever the table may change.
+    version: AtomicU64,
     pub(super) clock: Clock,
     /// Wakes the worker when there is something new to do.
     pub(super) wake: Arc<Notify>,
@@ -62,6 +77,7 @@ impl CredentialManager {
                 roles: config.roles_per_pod,
                 exchanges: config.burst.min(config.concurrency).div_ceil(4),
             })),
+            version: AtomicU64::new(0),
             clock,
             wake: Arc::new(Notify::new()),
             roles_per_pod: config.roles_per_pod,
@@ -98,7 +114,21 @@ impl CredentialManager {
     /// clients fetch again and again near the end.
     pub fn valid(&self, key: &CredentialKey) -> Option<Arc<Credentials>> {
         let now = self.shared.clock.now();
-        self.shared.table().status(key)?.hand_out(now).cloned()
+        self.shared.unchanged_table().status(key)?.hand_out(now).cloned()
+    }
+
+    /// As [`Self::valid`], for whoever will ask for the same again.
+    pub fn find(&self, key: &CredentialKey) -> Option<Found> {
+        // Taken before looking, so that what changes meanwhile is looked at the next time.
+        let version = self.shared.version.load(Ordering::Acquire);
+        self.valid(key).map(|credentials| Found { credentials, version })
+    }
+
+    /// Whether looking for `found` again at `now` would find the same. Where that takes a closer look, it says no.
+    pub fn holds(&self, found: &Found, now: SystemTime) -> bool {
+        found.version == self.shared.version.load(Ordering::Acquire)
+            && found.credentials.is_valid_at(now)
+            && policy::is_above_floor(&found.credentials, now)
     }
 
     /// Asks for credentials at once. One exchange serves all who wait for a key.
@@ -155,6 +185,12 @@ impl CredentialManager {
     }
 }
 
+impl Found {
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+}
+
 impl Pending {
     /// What is known, or else what comes to be known: credentials, or a failure that is remembered.
     ///
@@ -205,7 +241,16 @@ impl Pending {
 }
 
 impl Shared {
+    /// The table, to change it.
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+        let table = self.unchanged_table();
+        // Before the change and under the lock: whoever reads the new number looks after the change.
+        self.version.fetch_add(1, Ordering::Release);
+        table
+    }
+
+    /// The table, to look at it.
+    fn unchanged_table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -5,7 +5,11 @@
 
 mod memory;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rolecall_contract::TokenRule;
@@ -246,13 +250,19 @@ impl Callers {
         Suspects { at_address, of_token, sent_token: request.token.is_some() }
     }
 
-    /// The caller, where its token was proven before: the path of nearly every request, which waits for nothing.
+    /// The caller that `memory` tells, where nothing has changed for it: the path of nearly every request on a connection
+    /// that is kept alive.
+    pub(super) fn remembered(&self, token: &[u8], memory: &Memory, now: SystemTime) -> Option<Arc<Pod>> {
+        memory.recall(token, self.basis(), now)
+    }
+
+    /// The caller, where its token was proven before: nothing is waited for.
     pub(super) fn recall(&self, request: Request<'_>, memory: &Memory) -> Option<Arc<Pod>> {
         let token = request.token?;
         // Taken before anything is looked at, so that what changes meanwhile is looked at again the next time.
-        let basis = Basis { pods: self.table.version(), node: self.node.version() };
+        let basis = self.basis();
         let now = self.clock.now();
-        if let Some(pod) = memory.recall(token, basis, now) {
+        if let Some(pod) = memory.recall(token.as_bytes(), basis, now) {
             return Some(pod);
         }
         let verified = self.verifier.recall(token)?;
@@ -264,6 +274,10 @@ impl Callers {
             }
             Decision::Wait(_) | Decision::Refuse(_) => None,
         }
+    }
+
+    fn basis(&self) -> Basis {
+        Basis { pods: self.table.version(), node: self.node.version() }
     }
 
     /// The same where it could not be recalled.

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     caller::{self, Callers, Memory},
+    handed_out::HandedOut,
     limits::{Budget, Limits, Permit, Source},
     observe::{Exchange, Observer},
     refusal::Refusal,
@@ -56,6 +57,7 @@ pub struct Peer {
     budget: Budget,
     /// Whom it was found to be.
     memory: Memory,
+    handed_out: HandedOut,
 }
 
 /// What becomes of a request.
@@ -108,7 +110,13 @@ struct Waiting {
 
 impl Peer {
     pub fn new(address: IpAddr, budget: Budget) -> Self {
-        Self { address, reset: ResetSwitch::default(), budget, memory: Memory::default() }
+        Self {
+            address,
+            reset: ResetSwitch::default(),
+            budget,
+            memory: Memory::default(),
+            handed_out: HandedOut::default(),
+        }
     }
 }
 
@@ -116,18 +124,44 @@ impl Endpoint {
     /// Answers one request. It never fails: what goes wrong is an answer too.
     pub(super) fn answer<'a, B>(&'a self, request: &Request<B>, peer: &'a Peer) -> Answer<'a> {
         let arrived = Instant::now();
+        let head = match Head::check(request) {
+            Ok(head) => head,
+            Err(refusal) => {
+                return Answer::Now(refuse(self.observer.arrived(arrived, peer.address), &refusal));
+            }
+        };
+        if let Some(document) = self.again(&head, peer)
+            && peer.budget.charge(arrived).is_ok()
+        {
+            self.observer.answered_again(arrived);
+            return Answer::Now(reply::credentials(document));
+        }
+        self.look_and_answer(&head, peer, arrived)
+    }
+
+    /// What the connection got before, where it would get the same again.
+    fn again(&self, head: &Head<'_>, peer: &Peer) -> Option<Bytes> {
+        if head.role != PathRole::Own {
+            return None;
+        }
+        let now = self.clock.now();
+        let pod = self.callers.remembered(head.token?, &peer.memory, now)?;
+        peer.handed_out.again(&pod, &self.credentials, now)
+    }
+
+    fn look_and_answer<'a>(&'a self, head: &Head<'_>, peer: &'a Peer, arrived: Instant) -> Answer<'a> {
         let mut exchange = self.observer.arrived(arrived, peer.address);
-        let (head, place) = match Head::check(request).and_then(|head| Ok((head, self.admit(peer)?))) {
+        let (token, place) = match head.token_text().and_then(|token| Ok((token, self.admit(peer)?))) {
             Ok(admitted) => admitted,
             Err(refusal) => return Answer::Now(refuse(exchange, &refusal)),
         };
         let asked = || Asked {
             peer: peer.address,
-            token: head.token.map(Token::new),
+            token: token.map(Token::new),
             arrived,
             can_drip: self.config.timing.mode == Mode::Drip && !head.is_http_1_0,
         };
-        let asking = caller::Request { peer: peer.address, token: head.token };
+        let asking = caller::Request { peer: peer.address, token };
         let Some(pod) = self.callers.recall(asking, &peer.memory) else {
             let role = match head.role {
                 PathRole::Own => None,
@@ -135,7 +169,7 @@ impl Endpoint {
             };
             return Answer::Later(Box::pin(self.find_out_and_answer(asked(), role, place, peer, exchange)));
         };
-        match self.grant(&pod, head.role, place, &mut exchange) {
+        match self.grant(&pod, head.role, place, peer, &mut exchange) {
             Ok(Grant::Document(document)) => Answer::Now(answered(exchange, document)),
             Ok(Grant::Expected(expected)) => {
                 let reset = peer.reset.clone();
@@ -171,7 +205,7 @@ impl Endpoint {
         let granted = match found_out {
             Ok(pod) => {
                 let role = role.as_deref().map_or(PathRole::Own, PathRole::Named);
-                self.grant(&pod, role, place, &mut exchange)
+                self.grant(&pod, role, place, peer, &mut exchange)
             }
             Err(refusal) => {
                 exchange.suspected(self.callers.suspects(asked.caller()));
@@ -193,16 +227,23 @@ impl Endpoint {
         pod: &Arc<Pod>,
         role: PathRole<'_>,
         place: Place,
+        peer: &Peer,
         exchange: &mut Exchange,
     ) -> Result<Grant, Refusal> {
         exchange.identified(pod);
+        // Others share the node's own addresses, and another pod's request may come on the same connection.
+        let is_its_own = role == PathRole::Own && !place.is_shared;
         let permit = match place.is_shared {
             true => self.limits.of(Source::Pod(pod.uid().clone())).admit()?,
             false => place.permit,
         };
         let session = self.session(pod, role)?;
-        if let Some(credentials) = self.credentials.valid(&session.key) {
-            return Ok(Grant::Document(credentials.reply()));
+        if let Some(found) = self.credentials.find(&session.key) {
+            let document = found.credentials().reply();
+            if is_its_own && peer.memory.is_in_use() {
+                peer.handed_out.remember(pod, found);
+            }
+            return Ok(Grant::Document(document));
         }
         let role = session.key.role.clone();
         let pending = self

@@ -162,10 +162,17 @@ impl Budget {
     pub fn admit(&self) -> Result<Permit, Refusal> {
         let waiting = self.0.waiting.clone().try_acquire_owned();
         let permit = waiting.map_err(|_| Refusal::TooManyRequests("requests at a time"))?;
-        if !self.0.bucket().take(self.0.config.requests_per_second) {
-            return Err(Refusal::TooManyRequests("requests per second"));
-        }
+        self.charge(Instant::now())?;
         Ok(Permit(permit))
+    }
+
+    /// Charges a request that is answered as soon as it has come, at `now`, and needs no place.
+    ///
+    /// # Errors
+    /// There were too many.
+    pub fn charge(&self, now: Instant) -> Result<(), Refusal> {
+        let is_within = self.0.bucket().take(self.0.config.requests_per_second, now);
+        if is_within { Ok(()) } else { Err(Refusal::TooManyRequests("requests per second")) }
     }
 
     /// Takes a place for a connection.
@@ -186,7 +193,7 @@ impl Budget {
             && waiting.available_permits() == config.waiting
             && connections.available_permits() == config.connections
             && overflow.available_permits() == config.connections
-            && self.0.bucket().is_full(config.requests_per_second)
+            && self.0.bucket().is_full(config.requests_per_second, Instant::now())
     }
 }
 
@@ -197,8 +204,8 @@ impl State {
 }
 
 impl Bucket {
-    fn take(&mut self, per_second: u32) -> bool {
-        self.fill(per_second);
+    fn take(&mut self, per_second: u32, now: Instant) -> bool {
+        self.fill(per_second, now);
         let taken = 1.0 <= self.level;
         if taken {
             self.level -= 1.0;
@@ -206,13 +213,14 @@ impl Bucket {
         taken
     }
 
-    fn is_full(&mut self, per_second: u32) -> bool {
-        self.fill(per_second);
+    fn is_full(&mut self, per_second: u32, now: Instant) -> bool {
+        self.fill(per_second, now);
         burst(per_second) <= self.level
     }
 
-    fn fill(&mut self, per_second: u32) {
-        let now = Instant::now();
+    fn fill(&mut self, per_second: u32, now: Instant) {
+        // Another thread's request may have come later and been charged sooner.
+        let now = now.max(self.filled_at);
         let filled = now.duration_since(self.filled_at).as_secs_f64() * f64::from(per_second);
         self.level = (self.level + filled).min(burst(per_second));
         self.filled_at = now;

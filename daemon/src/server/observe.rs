@@ -102,6 +102,11 @@ impl Observer {
         }
     }
 
+    /// A request that arrived `at` was handed out what its connection got before: it is not its pod's first.
+    pub fn answered_again(&self, at: Instant) {
+        self.0.metrics.answered(at.elapsed());
+    }
+
     /// Forgets a pod that has left.
     pub fn forget(&self, uid: &PodUid) {
         self.0.seen.invalidate(uid);
@@ -154,14 +159,13 @@ impl Exchange {
             self.slow("finished");
         }
         let metrics = &self.observer.0.metrics;
-        let took = self.arrived.elapsed().as_secs_f64();
+        let took = self.arrived.elapsed();
         if let Some(pod) = &self.pod
             && self.observer.is_first_of(pod.uid())
         {
-            metrics.first_request_wait.observe(took);
+            metrics.first_request_wait.observe(took.as_secs_f64());
         }
-        metrics.answered.inc();
-        metrics.duration.observe(took);
+        metrics.answered(took);
         self.end();
     }
 
@@ -258,6 +262,11 @@ impl Drop for Exchange {
 }
 
 impl Metrics {
+    fn answered(&self, took: Duration) {
+        self.answered.inc();
+        self.duration.observe(took.as_secs_f64());
+    }
+
     fn register(registry: &mut Registry) -> Self {
         let requests: Family<OutcomeLabel, Counter> = Family::default();
         let answered = requests.get_or_create(&OutcomeLabel { outcome: "answered" }).clone();

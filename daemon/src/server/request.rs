@@ -13,7 +13,7 @@ pub const MAX_HEAD: usize = 16 * 1024;
 pub struct Head<'a> {
     pub role: PathRole<'a>,
     /// The token as it was sent, without the white space around it; an empty header is none.
-    pub token: Option<&'a str>,
+    pub token: Option<&'a [u8]>,
     /// The client speaks HTTP/1.0, which knows no chunks.
     pub is_http_1_0: bool,
 }
@@ -24,8 +24,9 @@ impl<'a> Head<'a> {
     /// # Errors
     /// The refusal of the first rule that is broken.
     pub fn check<B>(request: &'a Request<B>) -> Result<Self, Refusal> {
-        let headers = request.headers();
-        if MAX_HEAD < size(request) {
+        let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+        let headers = Headers::read(request.headers());
+        if MAX_HEAD < path + headers.size {
             return Err(Refusal::RequestTooLarge);
         }
         if request.method() != Method::GET {
@@ -38,33 +39,53 @@ impl<'a> Head<'a> {
         if uri.query().is_some() {
             return Err(Refusal::MalformedRequest("there is no query string"));
         }
-        if headers.contains_key(header::TRANSFER_ENCODING)
-            || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0")
-        {
+        if headers.tell_of_a_body {
             return Err(Refusal::MalformedRequest("there is no body"));
         }
         let role = parse_path(uri.path()).ok_or(Refusal::NotFound)?;
-        Ok(Self { role, token: token(headers)?, is_http_1_0: request.version() == Version::HTTP_10 })
+        if headers.has_two_tokens {
+            return Err(Refusal::MalformedRequest("there is one Authorization header at most"));
+        }
+        let token = headers.token.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty());
+        Ok(Self { role, token, is_http_1_0: request.version() == Version::HTTP_10 })
+    }
+
+    /// The token as text. Only one that was never seen before need be looked at so closely.
+    ///
+    /// # Errors
+    /// It is not ASCII.
+    pub fn token_text(&self) -> Result<Option<&'a str>, Refusal> {
+        let text = |token| std::str::from_utf8(token).ok().filter(|text| text.is_ascii());
+        self.token.map(|token| text(token).ok_or(NOT_ASCII)).transpose()
     }
 }
 
-fn token(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let (first, second) = (values.next(), values.next());
-    if second.is_some() {
-        return Err(Refusal::MalformedRequest("there is one Authorization header at most"));
-    }
-    let Some(value) = first else { return Ok(None) };
-    let text =
-        value.to_str().map_err(|_| Refusal::MalformedRequest("the Authorization header is not ASCII"))?;
-    let token = text.trim();
-    Ok((!token.is_empty()).then_some(token))
+const NOT_ASCII: Refusal = Refusal::MalformedRequest("the Authorization header is not ASCII");
+
+/// What the headers say, looked at once.
+#[derive(Default)]
+struct Headers<'a> {
+    size: usize,
+    tell_of_a_body: bool,
+    token: Option<&'a [u8]>,
+    has_two_tokens: bool,
 }
 
-fn size<B>(request: &Request<B>) -> usize {
-    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
-    let path = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
-    path + headers.sum::<usize>()
+impl<'a> Headers<'a> {
+    fn read(headers: &'a HeaderMap) -> Self {
+        let mut read = Self::default();
+        for (name, value) in headers {
+            read.size += name.as_str().len() + value.len() + 4;
+            if name == header::AUTHORIZATION {
+                read.has_two_tokens |= read.token.replace(value.as_bytes()).is_some();
+            } else if name == header::TRANSFER_ENCODING {
+                read.tell_of_a_body = true;
+            } else if name == header::CONTENT_LENGTH {
+                read.tell_of_a_body |= value.as_bytes() != b"0";
+            }
+        }
+        read
+    }
 }
 
 #[cfg(test)]
@@ -78,8 +99,8 @@ mod tests {
     #[track_caller]
     fn check(request: http::request::Builder, expect: Result<(PathRole<'_>, Option<&str>), &str>) {
         let request = request.body(()).unwrap();
-        let got = Head::check(&request);
-        assert_eq!(got.as_ref().map(|head| (head.role, head.token)).map_err(Refusal::code), expect);
+        let got = Head::check(&request).and_then(|head| Ok((head.role, head.token_text()?)));
+        assert_eq!(got.as_ref().map_err(Refusal::code).copied(), expect);
     }
 
     #[test]
@@ -124,6 +145,15 @@ mod tests {
     fn two_tokens_are_none() {
         let two = get("/v1/credentials").header("authorization", "a").header("authorization", "a");
         check(two, Err("malformed_request"));
+        let three = get("/v1/credentials").header("authorization", "").header("authorization", "a");
+        check(three.header("authorization", ""), Err("malformed_request"));
+    }
+
+    #[test]
+    fn a_token_is_ascii() {
+        for token in [&b"a\xff"[..], "aé".as_bytes()] {
+            check(get("/v1/credentials").header("authorization", token), Err("malformed_request"));
+        }
     }
 
     #[test]

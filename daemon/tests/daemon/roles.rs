@@ -181,3 +181,35 @@ async fn a_pod_that_drains_is_served_until_it_is_gone() {
     assert_eq!(app.ask("127.0.0.3", &later).await, "200 orders");
     assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
 }
+
+/// What a connection got before is handed out again without a look, so each of these has to be seen in its stead.
+#[tokio::test]
+async fn a_connection_that_is_kept_alive_gets_what_is_so_now() {
+    let app = TestApp::start().await;
+    let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();
+    let token = orders.token().unwrap();
+    let mut client = app.client("127.0.0.2").await;
+    for _ in 0..4 {
+        assert_eq!(client.get(OWN, Some(&token)).await.outcome(), "200 orders");
+    }
+    assert_eq!(app.metric("rolecall_requests_total{outcome=\"answered\"}").await, 4.0);
+    assert_eq!(app.metric("rolecall_request_duration_seconds_count").await, 4.0);
+    assert_eq!(app.metric("rolecall_first_request_wait_seconds_count").await, 1.0);
+    assert_eq!(client.get(OWN, Some("none")).await.outcome(), "403 token_invalid");
+    assert_eq!(client.get(&path(OTHER_ROLE), Some(&token)).await.outcome(), "403 sts_denied");
+    assert_eq!(client.get(OWN, Some(&token)).await.outcome(), "200 orders");
+
+    let patch = serde_json::json!({"metadata": {"annotations": {"rolecall.dev/role-arn": OTHER_ROLE}}});
+    app.world.cluster.patch("shop", "orders", &patch);
+    let mut pause = tokio::time::interval(std::time::Duration::from_millis(100));
+    while client.get(OWN, Some(&token)).await.outcome() == "200 orders" {
+        pause.tick().await;
+    }
+    for _ in 0..3 {
+        assert_eq!(client.get(OWN, Some(&token)).await.outcome(), "403 sts_denied");
+    }
+    orders.set_phase("Succeeded");
+    while client.get(OWN, Some(&token)).await.outcome() != "403 pod_finished" {
+        pause.tick().await;
+    }
+}

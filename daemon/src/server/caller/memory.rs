@@ -43,17 +43,20 @@ impl Memory {
     /// more than it did.
     ///
     /// The comparison takes as long as the tokens agree, which tells the other end nothing but what it sent itself.
-    pub(super) fn recall(&self, token: &str, basis: Basis, now: SystemTime) -> Option<Arc<Pod>> {
+    pub(super) fn recall(&self, token: &[u8], basis: Basis, now: SystemTime) -> Option<Arc<Pod>> {
         match &*self.state() {
             State::Known { token: before, basis: then, until, pod }
-                if *then == basis
-                    && until.is_none_or(|until| now < until)
-                    && before.as_slice() == token.as_bytes() =>
+                if *then == basis && until.is_none_or(|until| now < until) && before.as_slice() == token =>
             {
                 Some(pod.clone())
             }
             State::Fresh | State::Once | State::Known { .. } => None,
         }
+    }
+
+    /// Whether more than one request was decided, so that there may well be another.
+    pub(in crate::server) fn is_in_use(&self) -> bool {
+        matches!(*self.state(), State::Known { .. })
     }
 
     /// Takes what was decided from `basis` for a token that expires at `until`, or has expired.

@@ -30,6 +30,34 @@ async fn what_is_warm_stays_warm_for_a_day() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_found_holds_until_something_better_is_there_and_no_longer() {
+    let (node, request) = Node::with_warm_pod().await;
+    let found = node.manager.find(&request.key).unwrap();
+    assert!(node.manager.holds(&found, node.now()));
+    while node.sts.count() < 2 {
+        pass(SECOND).await;
+    }
+    pass(SECOND).await;
+    assert!(!node.manager.holds(&found, node.now()), "it was renewed");
+    let renewed = node.manager.find(&request.key).unwrap();
+    assert_ne!(renewed.credentials().access_key_id(), found.credentials().access_key_id());
+    assert!(node.manager.holds(&renewed, node.now()));
+    node.manager.forget(&request.key.pod);
+    assert!(!node.manager.holds(&renewed, node.now()), "its pod is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_found_does_not_hold_once_a_closer_look_is_due_or_it_has_expired() {
+    let (node, request) = Node::with_warm_pod().await;
+    let found = node.manager.find(&request.key).unwrap();
+    // Nothing touches the table: the clock is stepped, and no timer notices.
+    let holds_in = |minutes: u32| node.manager.holds(&found, node.now() + minutes * MINUTE);
+    assert!(holds_in(39));
+    assert!(!holds_in(41), "less than 20 min are left");
+    assert!(!holds_in(101));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_request_fetched_is_kept_fresh_too() {
     let node = Node::start();
     let request = node.pod("a");
