@@ -113,7 +113,7 @@ multi-arch: ## Build the images for amd64 and arm64, run those for arm64 in an e
 # What the cluster runs is what is released: the images. What looks at it need not be fast.
 E2E = $(WITH_TOOLS); $(BIN)/rolecall-e2e
 
-# Pods of each race, of which there are four.
+# Pods of each race, of which there are four, and of four others together while daemons come and go.
 RACE_PODS = 200
 
 .PHONY: e2e
@@ -128,7 +128,7 @@ E2E_CI := late-daemon wrong-pod metadata uninstall
 
 .PHONY: e2e-ci
 e2e-ci: e2e-built ## Show the most important of it in a few minutes, as CI does
-	@$(E2E) run --images $(CARGO_TARGET_DIR)/image $(E2E_CI:%=--scenario %)
+	@$(E2E) run --images $(CARGO_TARGET_DIR)/image --race-pods 40 $(E2E_CI:%=--scenario %)
 
 .PHONY: e2e-up
 e2e-up: e2e-built ## Start that cluster and leave it up, to look around

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use rolecall_e2e::tool;
 
 use crate::report::Report;
 
@@ -30,8 +31,11 @@ make e2e-down             # ends every such cluster, and removes what a killed o
 | STS | the sandbox's, which checks every token's signature, audience, issuer and subject against the role's trust policy, and every call's signature |
 | pods | a probe that asks in its first instruction, once, and gives up after a second without a byte; and unmodified SDKs ([sdks.md](sdks.md)) |
 
-Kubernetes, etcd and containerd are built from pinned Go modules, once; nothing is pulled from a registry of images.
+Kubernetes, etcd and containerd are built from pinned Go modules, once; runc and the CNI plug-ins are the distribution's; nothing is pulled from a registry of images.
 The machine's own network, firewall, mounts and kernel settings are not touched: all of it lives in namespaces, which the kernel takes away with the first process in them, however that ends.
+After this page is written, `make e2e` kills a cluster of one node, and another one together with what cleans up after it, and fails unless processes, mounts, networks, control groups, files and kernel settings of the machine are as before.
+
+CI runs `make e2e-ci`: {ci}, with fewer pods.
 ";
 
 const SDKS: &str = "\
@@ -40,22 +44,25 @@ const SDKS: &str = "\
 This page is written by `make e2e`; its words are in `e2e/scenarios/docs.rs`.
 
 Each SDK runs unmodified in a pod of its own, with its own defaults for timeouts, retries and caches, and is told where to ask by what the shim injects.
+*What is injected* is what the API server says of its pod.
 It calls `GetCallerIdentity`, and STS says that it is the role of its pod.
 Arrow, in which the SDK for C++ is, calls nothing but S3: it lists the buckets of an S3 that names them after the caller.
 The first call is made while STS takes 10 s to hand out credentials.
 The clients start five seconds apart; loading what they need, as the classes of the JVM, is part of their time.
 *Timeouts met* says how often the client gave a connection up and began another before STS had handed out the credentials, as the kernel of its node counts connections.
 The relative URI is for SDKs that are too old to know the address of the full URI, or to read the token from a file.
-The AWS CLI v2, Ruby and PHP are those of Debian 12 (`apt install awscli ruby-aws-sdk-core php-cli php-async-aws-core`); a run on a machine without them leaves them out.
+The AWS CLI v2, Ruby and PHP are those of Debian 12.
 Sessions last 150 s, and the daemon says 60 s less; the same client goes on calling for 180 s, beyond the expiry of its first credentials, which STS refuses by then.
-It is *renewed* when no call fails and the last one is signed with other credentials than the first.
+It is *renewed* when no call fails and STS has seen calls that were signed with other credentials than the first.
+A command line is a process for each call; it is called again after those 180 s.
 
 ";
 
 /// Writes the page about the run.
 pub(crate) fn write_e2e(folder: &Path, report: &Report, machine: &str) -> Result<()> {
+    let page = E2E.replace("{ci}", &in_ci()?);
     let text = format!(
-        "{E2E}\n## The last run\n\n{machine}\n\n{}\n{} scenarios took {:.0} minutes, the start of the cluster included.\n",
+        "{page}\n## The last run\n\n{machine}\n\n{}\n{} scenarios took {:.0} minutes, the start of the cluster included.\n",
         report.table(),
         report.scenarios(),
         report.elapsed().as_secs_f64() / 60.0
@@ -68,8 +75,16 @@ pub(crate) fn write_sdks(folder: &Path, table: &str, machine: &str) -> Result<()
     write(&folder.join("sdks.md"), &format!("{SDKS}{table}\n{machine}\n"))
 }
 
-/// The machine and the commit, in a sentence. To be asked before the run: others may commit meanwhile.
-pub(crate) fn machine() -> String {
+/// The scenarios that the Makefile has CI run.
+fn in_ci() -> Result<String> {
+    let makefile = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Makefile"))?;
+    let names = makefile.lines().find_map(|line| line.strip_prefix("E2E_CI := ")).context("find E2E_CI")?;
+    Ok(names.split_whitespace().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
+}
+
+/// The machine, the commit and what the cluster is made of, in a paragraph. To be asked before the run: others may
+/// commit meanwhile.
+pub(crate) fn machine() -> Result<String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let memory = read("/proc/meminfo")
@@ -80,9 +95,20 @@ pub(crate) fn machine() -> String {
     let kernel = read("/proc/sys/kernel/osrelease").trim().split('-').next().unwrap_or_default().to_owned();
     let date = said(&["date", "--utc", "+%-d %B %Y"]);
     let commit = said(&["git", "rev-parse", "--short=12", "HEAD"]);
-    format!(
-        "On {date}, at commit {commit}, on a machine with {processors} processors, {gibibytes} GiB and Linux {kernel}."
-    )
+    let changed = if said(&["git", "status", "--porcelain"]).is_empty() { "" } else { " with changes" };
+    let version = |tool_name: &str, program: &str| -> Result<String> {
+        let program = tool(tool_name)?.join(program);
+        Ok(said(&[&program.display().to_string(), "--version"]))
+    };
+    let word = |text: &str, index: usize| text.split_whitespace().nth(index).unwrap_or("?").to_owned();
+    let kubernetes = word(&version("kubernetes", "kubelet")?, 1);
+    let containerd = word(&version("containerd", "containerd")?, 2);
+    let etcd = word(&said(&[&tool("etcd")?.display().to_string(), "--version"]), 2);
+    let runc = word(&said(&["runc", "--version"]), 2);
+    Ok(format!(
+        "On {date}, at commit {commit}{changed}, on a machine with {processors} processors, {gibibytes} GiB and Linux {kernel}.\n\
+         Kubernetes {kubernetes}, etcd {etcd}, containerd {containerd}, runc {runc}."
+    ))
 }
 
 fn said(words: &[&str]) -> String {

@@ -13,7 +13,7 @@ use crate::report::{Figure, Report};
 use crate::world::{NAMESPACE, ROLECALL, World};
 use crate::wrong_pod::ask;
 
-/// How long the API server is away.
+/// How long the API server is away: beyond half of a [`SESSION`], when the daemon renews.
 const API_OUTAGE: Duration = Duration::from_secs(120);
 
 /// Sessions that are nearly over when STS comes back. The daemon says a minute less.
@@ -187,12 +187,15 @@ async fn agents_restarted(world: &mut World, report: &mut Report) -> Result<()> 
 
 /// The API server away for minutes: what is known is served.
 async fn api_server_away(world: &World, report: &mut Report) -> Result<()> {
+    world.sts.set_session_seconds(Some(SESSION.as_secs()));
     start_asker(world).await?;
     world.cluster.control_plane().stop_api_server()?;
     tokio::time::sleep(API_OUTAGE).await;
+    world.sts.set_session_seconds(None);
     world.cluster.control_plane().start_api_server().await?;
     let seen = end_asker(world).await?;
-    let claim = format!("the API server away for {} s", API_OUTAGE.as_secs());
+    ensure!(1 < seen.keys.len(), "the pod's credentials were not renewed meanwhile: {seen:?}");
+    let claim = format!("the API server away for {} s, sessions renewed meanwhile", API_OUTAGE.as_secs());
     report.add(Figure::new(&claim, seen.all_answered()?));
     Ok(())
 }
@@ -201,8 +204,11 @@ async fn api_server_away(world: &World, report: &mut Report) -> Result<()> {
 async fn sts_away(world: &World, report: &mut Report) -> Result<()> {
     world.sts.set_session_seconds(Some(SESSION.as_secs()));
     start_asker(world).await?;
+    let before = unreachable(world)?;
     world.sts.set_outage(true).await?;
     tokio::time::sleep(STS_OUTAGE).await;
+    let failed = unreachable(world)? - before;
+    ensure!(0 < failed, "the daemon did not notice that STS was away");
     world.sts.set_outage(false).await?;
     // Another key is the sign that it has recovered.
     let first = ask(world, ASKER, &[])?.access_key_id;
@@ -217,7 +223,11 @@ async fn sts_away(world: &World, report: &mut Report) -> Result<()> {
     world.sts.set_session_seconds(None);
     let seen = end_asker(world).await?;
     ensure!(1 < seen.keys.len(), "the pod never got other credentials: {seen:?}");
-    let claim = format!("STS away for {} s of sessions of {} s", STS_OUTAGE.as_secs(), SESSION.as_secs());
+    let claim = format!(
+        "STS away for {} s of sessions of {} s, {failed} attempts in vain",
+        STS_OUTAGE.as_secs(),
+        SESSION.as_secs()
+    );
     report.add(Figure::new(&claim, seen.all_answered()?));
     Ok(())
 }
@@ -276,6 +286,15 @@ async fn node_rebooted(world: &mut World, report: &mut Report) -> Result<()> {
         format!("its pod has credentials again {:.0} s after", started.elapsed().as_secs_f64()),
     ));
     pods.clear().await
+}
+
+/// How often the daemon of the first node has not reached STS.
+fn unreachable(world: &World) -> Result<u64> {
+    let node = &world.cluster.nodes()[0];
+    let metrics = node.run(["curl", "--silent", "--fail", "http://127.0.0.1:9911/metrics"])?;
+    let name = r#"rolecall_sts_requests_total{outcome="unreachable"} "#;
+    let count = metrics.lines().find_map(|line| line.strip_prefix(name)).context("find the metric")?;
+    Ok(count.parse()?)
 }
 
 async fn start_asker(world: &World) -> Result<()> {

@@ -75,7 +75,7 @@ struct Run {
     /// The scenarios to run
     #[arg(long = "scenario", value_enum)]
     scenarios: Vec<Scenario>,
-    /// Pods of each race
+    /// Pods of each race, and of all races while daemons come and go
     #[arg(long, default_value_t = 200)]
     race_pods: usize,
     /// Write what was shown into this folder: e2e.md if all scenarios were run, and sdks.md
@@ -154,7 +154,7 @@ fn inside(work: impl Future<Output = Result<()>>) -> Result<ExitCode> {
 
 async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
     let mut report = Report::new();
-    let machine = docs::machine();
+    let machine = docs::machine()?;
     let mut world = World::start(&folder, &built(&run.images)?).await?;
     world.install().await?;
     world.ensure_shims_are_apart().await?;
@@ -164,6 +164,7 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
         format!("{:.0} s", report.elapsed().as_secs_f64()),
     ));
     let mut failures = Vec::new();
+    let mut table_of_sdks = None;
     let mut rotation = None;
     let chosen = Scenario::chosen(&run.scenarios);
     let rotation_begins = Scenario::rotation_begins(&chosen);
@@ -176,7 +177,10 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
         }
         let played = match (scenario, rotation.take_if(|_| scenario == Scenario::Rotation)) {
             (_, Some(rotation)) => rotation.end(&world, &mut report).await,
-            (_, None) => play(scenario, &mut world, &mut report, &run, &machine).await,
+            (Scenario::Sdks, None) => {
+                sdks::run(&world, &mut report).await.map(|table| table_of_sdks = Some(table))
+            }
+            (_, None) => play(scenario, &mut world, &mut report, run.race_pods).await,
         };
         if let Err(error) = played {
             println!("FAILED   {}: {error:#}", scenario.name());
@@ -184,29 +188,22 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
         }
     }
     ensure!(failures.is_empty(), "these scenarios failed: {}", failures.join(", "));
-    if let Some(folder) = &run.docs
-        && run.scenarios.is_empty()
-    {
+    let Some(folder) = &run.docs else { return Ok(()) };
+    if let Some(table) = table_of_sdks {
+        docs::write_sdks(folder, &table, &machine)?;
+    }
+    if run.scenarios.is_empty() {
         docs::write_e2e(folder, &report, &machine)?;
     }
     Ok(())
 }
 
-async fn play(
-    scenario: Scenario,
-    world: &mut World,
-    report: &mut Report,
-    run: &Run,
-    machine: &str,
-) -> Result<()> {
+async fn play(scenario: Scenario, world: &mut World, report: &mut Report, race_pods: usize) -> Result<()> {
     match scenario {
-        Scenario::Race => race::run(world, report, run.race_pods).await,
-        Scenario::LateDaemon => race::late_daemon(world, report).await,
-        Scenario::Update => race::update(world, report).await,
-        Scenario::Sdks => {
-            let table = sdks::run(world, report).await?;
-            run.docs.as_deref().map_or(Ok(()), |folder| docs::write_sdks(folder, &table, machine))
-        }
+        Scenario::Race => race::run(world, report, race_pods).await,
+        Scenario::LateDaemon => race::late_daemon(world, report, race_pods).await,
+        Scenario::Update => race::update(world, report, race_pods).await,
+        Scenario::Sdks => bail!("its table is kept"),
         Scenario::WrongPod => wrong_pod::run(world, report).await,
         Scenario::Life => life::run(world, report).await,
         Scenario::Metadata => metadata::run(world, report).await,

@@ -1,5 +1,7 @@
 //! Pods of the scenarios: made, waited for, asked what became of them.
 
+use std::fmt;
+
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
@@ -34,7 +36,15 @@ pub(crate) struct Answer {
     /// Why there was no reply.
     #[serde(default)]
     pub(crate) error: String,
-    /// From connecting to the last byte.
+    /// Seconds since 1970, when it began to connect.
+    pub(crate) started_at: f64,
+    /// From there until it was connected, zero where it never was.
+    #[serde(default)]
+    pub(crate) connected_seconds: f64,
+    /// From there until the first byte of the answer, zero where there was none.
+    #[serde(default)]
+    pub(crate) first_byte_seconds: f64,
+    /// From there until the last byte.
     pub(crate) seconds: f64,
 }
 
@@ -48,7 +58,8 @@ pub(crate) struct Summary {
     /// The first of those that got another than credentials.
     pub(crate) refusals: Vec<Answer>,
     pub(crate) keys: std::collections::BTreeMap<String, usize>,
-    pub(crate) longest_seconds: f64,
+    /// The one that took the longest, whatever came of it.
+    pub(crate) slowest: Answer,
     pub(crate) longest_gap_seconds: f64,
 }
 
@@ -56,6 +67,21 @@ impl Answer {
     /// Whether it brought credentials.
     pub(crate) fn is_success(&self) -> bool {
         self.status == 200 && self.error.is_empty() && !self.access_key_id.is_empty()
+    }
+}
+
+impl fmt::Display for Answer {
+    /// When, how far it came, and what came of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, code, error, started_at, connected_seconds, first_byte_seconds, seconds, .. } =
+            self;
+        let [connected, first_byte, all] =
+            [connected_seconds, first_byte_seconds, seconds].map(|seconds| seconds * 1e3);
+        write!(
+            f,
+            "at {started_at:.3}: connected after {connected:.0} ms, first byte after {first_byte:.0} ms, "
+        )?;
+        write!(f, "ended after {all:.0} ms with {status} {code}{error}")
     }
 }
 
@@ -76,17 +102,17 @@ impl Summary {
     pub(crate) fn all_answered(&self) -> Result<String> {
         ensure!(
             self.failed == 0,
-            "{} of {} requests failed: {:?} {:?}",
+            "{} of {} requests failed; {}",
             self.failed,
             self.answers,
-            self.failures,
-            self.refusals
+            self.failures.iter().chain(&self.refusals).map(Answer::to_string).collect::<Vec<_>>().join("; ")
         );
+        println!("         the longest request: {}", self.slowest);
         Ok(format!(
             "{} of {} requests succeed, the longest after {:.0} ms",
             self.answers,
             self.answers,
-            self.longest_seconds * 1e3
+            self.slowest.seconds * 1e3
         ))
     }
 }

@@ -16,12 +16,6 @@ const LATENCIES: [Duration; 4] =
 
 const BURST: usize = 20;
 
-/// Pods that come while the daemons are replaced.
-const UPDATE_PODS: usize = 60;
-
-/// How long STS takes where daemons come and go: longer than most SDKs bear without a byte.
-const SLOW: Duration = Duration::from_secs(3);
-
 /// Shows that the first request of every pod succeeds, however slow STS is.
 pub(crate) async fn run(world: &World, report: &mut Report, pods: usize) -> Result<()> {
     world.service_account(NAMESPACE, "racer").await?;
@@ -37,9 +31,21 @@ pub(crate) async fn run(world: &World, report: &mut Report, pods: usize) -> Resu
     Ok(())
 }
 
-/// Pods that run before there is a daemon on their node: the first request is made when it begins to listen.
-pub(crate) async fn late_daemon(world: &World, report: &mut Report) -> Result<()> {
+/// Pods that run before there is a daemon on their node: the first request is made when it begins to listen. A part of
+/// the `pods` for each latency.
+pub(crate) async fn late_daemon(world: &World, report: &mut Report, pods: usize) -> Result<()> {
     world.service_account(NAMESPACE, "racer").await?;
+    for latency in LATENCIES {
+        let answers = race_without_daemon(world, latency, pods.div_ceil(LATENCIES.len())).await?;
+        let name =
+            format!("first requests of pods that were there before the daemon, STS at {}", said(latency));
+        report.add(Figure::first_requests(&name, &answers));
+        ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
+    }
+    Ok(())
+}
+
+async fn race_without_daemon(world: &World, latency: Duration, count: usize) -> Result<Vec<Answer>> {
     world.kubectl(&["delete", "--wait=true", "-n", ROLECALL, "daemonset", "rolecall-daemon"])?;
     world.kubectl(&[
         "wait",
@@ -52,32 +58,44 @@ pub(crate) async fn late_daemon(world: &World, report: &mut Report) -> Result<()
         "--timeout=120s",
     ])?;
     let pods = world.pods(NAMESPACE);
-    let names: Vec<String> = (0..BURST).map(|index| format!("early-{index}")).collect();
+    let names: Vec<String> = (0..count).map(|index| format!("early-{index}")).collect();
     for name in &names {
         pods.create(&probe(name, "racer", &["once", "--once-it-listens"])).await?;
     }
     for name in &names {
         pods.running(name).await?;
     }
-    world.sts.set_behavior(Behavior::slow(SLOW));
+    world.sts.set_behavior(Behavior::slow(latency));
     world.install().await?;
     let answers: Vec<Answer> = pods.outcomes(&names).await?;
     world.sts.behave();
-    report.add(Figure::first_requests(
-        "first requests of pods that were there before the daemon, STS at 3 s",
-        &answers,
-    ));
-    ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
-    pods.clear().await
+    ensure_own(world, names.iter().zip(&answers))?;
+    pods.clear().await?;
+    Ok(answers)
 }
 
-/// Pods come while every daemon is replaced, again and again until all pods have come.
-pub(crate) async fn update(world: &World, report: &mut Report) -> Result<()> {
+/// Pods come while every daemon is replaced, again and again until all pods have come: a part of the `pods` for each
+/// latency.
+pub(crate) async fn update(world: &World, report: &mut Report, pods: usize) -> Result<()> {
     world.service_account(NAMESPACE, "racer").await?;
-    world.sts.set_behavior(Behavior::slow(SLOW));
+    for latency in LATENCIES {
+        let (answers, updates) = race_with_updates(world, latency, pods.div_ceil(LATENCIES.len())).await?;
+        let name = format!(
+            "first requests while the DaemonSet is updated {updates} times, STS at {}",
+            said(latency)
+        );
+        report.add(Figure::first_requests(&name, &answers));
+        ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
+    }
+    Ok(())
+}
+
+async fn race_with_updates(world: &World, latency: Duration, count: usize) -> Result<(Vec<Answer>, usize)> {
+    world.sts.set_behavior(Behavior::slow(latency));
     let goes_on = Cell::new(true);
     let racing = async {
-        let answers = race(world, "update", |answered| answered < UPDATE_PODS).await;
+        let name = format!("update-{}ms", latency.as_millis());
+        let answers = race(world, &name, |answered| answered < count).await;
         goes_on.set(false);
         answers
     };
@@ -92,11 +110,7 @@ pub(crate) async fn update(world: &World, report: &mut Report) -> Result<()> {
     };
     let (answers, updates) = tokio::join!(racing, updating);
     world.sts.behave();
-    let (answers, updates) = (answers?, updates?);
-    let name = format!("first requests while the DaemonSet is updated {updates} times, STS at 3 s");
-    report.add(Figure::first_requests(&name, &answers));
-    ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
-    Ok(())
+    Ok((answers?, updates?))
 }
 
 /// Bursts of pods, each of which ends with its answer; another one begins as long as it `goes_on` with so many answers.
@@ -109,18 +123,22 @@ async fn race(world: &World, name: &str, goes_on: impl Fn(usize) -> bool) -> Res
         for name in &names {
             api.create(&probe(name, "racer", &["once"])).await?;
         }
-        for (name, answer) in names.iter().zip(api.outcomes::<Answer>(&names).await?) {
-            if answer.is_success() {
-                let session = world.sts.session(&answer.access_key_id);
-                let session = session.map(|session| session.session_name);
-                let expect = format!("{NAMESPACE}.{name}");
-                ensure!(session.as_deref() == Some(&expect), "{name} got the credentials of {session:?}");
-            }
-            answers.push(answer);
-        }
+        let burst: Vec<Answer> = api.outcomes(&names).await?;
+        ensure_own(world, names.iter().zip(&burst))?;
+        answers.extend(burst);
         api.clear().await?;
     }
     Ok(answers)
+}
+
+/// Fails if one of these pods got the credentials of another.
+fn ensure_own<'a>(world: &World, answers: impl IntoIterator<Item = (&'a String, &'a Answer)>) -> Result<()> {
+    for (name, answer) in answers.into_iter().filter(|(_, answer)| answer.is_success()) {
+        let session = world.sts.session(&answer.access_key_id).map(|session| session.session_name);
+        let expect = format!("{NAMESPACE}.{name}");
+        ensure!(session.as_deref() == Some(&expect), "{name} got the credentials of {session:?}");
+    }
+    Ok(())
 }
 
 fn failures(answers: &[Answer]) -> Vec<&Answer> {

@@ -16,8 +16,11 @@ const NAMESPACE: &str = "rotation";
 /// The least that Kubernetes allows.
 const LIFETIME: Duration = Duration::from_secs(600);
 
-/// For how long an expired token is presented.
-const BEYOND: Duration = Duration::from_secs(20);
+/// The sessions' length. They are renewed between its half and seven twelfths, when the first tokens have expired.
+const SESSION: Duration = Duration::from_secs(1200);
+
+/// For how long the pods go on after that, so that a renewal falls within.
+const BEYOND: Duration = Duration::from_secs(130);
 
 /// Reads the token for each request, as SDKs do; and once, as the AWS CLI v2 does.
 const PODS: [(&str, &[&str]); 2] = [("reader", &["loop"]), ("hoarder", &["loop", "--keep-token"])];
@@ -37,8 +40,10 @@ impl Rotation {
         for (name, arguments) in PODS {
             world.service_account(NAMESPACE, name).await?;
             let mut pod = probe(name, name, arguments);
-            pod["metadata"]["annotations"] =
-                json!({"rolecall.dev/token-expiration": LIFETIME.as_secs().to_string()});
+            pod["metadata"]["annotations"] = json!({
+                "rolecall.dev/token-expiration": LIFETIME.as_secs().to_string(),
+                "rolecall.dev/session-duration": SESSION.as_secs().to_string(),
+            });
             pod["spec"]["nodeName"] = json!("node-2");
             pods.create(&pod).await?;
             pods.running(name).await?;
@@ -47,7 +52,7 @@ impl Rotation {
         Ok(Self { since: Instant::now(), first_tokens })
     }
 
-    /// Waits until the first tokens have expired, looks at what the pods have seen, and removes them.
+    /// Waits until the first tokens have expired and the sessions are renewed, looks at what the pods have seen, and removes them.
     pub(crate) async fn end(self, world: &World, report: &mut Report) -> Result<()> {
         tokio::time::sleep_until(self.since + LIFETIME + BEYOND).await;
         let seen = self.look(world, report).await;
@@ -62,6 +67,7 @@ impl Rotation {
             world.kubectl(&["exec", "-n", NAMESPACE, name, "--", "/probe", "end"])?;
             let seen: Summary = pods.outcome(name).await?;
             seen.ensure_own(&world.sts, NAMESPACE, name)?;
+            ensure_renewed_by_another_token(world, name)?;
             let claim = match *name {
                 "hoarder" => "a token kept beyond its expiry, as the AWS CLI v2 does",
                 _ => "a token that lives 10 minutes, renewed by the kubelet",
@@ -70,6 +76,19 @@ impl Rotation {
         }
         Ok(())
     }
+}
+
+/// Fails unless STS has issued a session again, for a token that is younger than the first one.
+fn ensure_renewed_by_another_token(world: &World, name: &str) -> Result<()> {
+    let session = format!("{NAMESPACE}.{name}");
+    let calls = world.sts.calls();
+    let tokens: Vec<Option<u64>> = calls
+        .iter()
+        .filter(|call| call.session_name.as_ref() == Some(&session) && call.outcome.is_granted())
+        .map(|call| call.token_issued_at)
+        .collect();
+    ensure!(tokens.first() < tokens.last(), "{name} was not renewed by another token: issued at {tokens:?}");
+    Ok(())
 }
 
 /// The token on the node's disk.

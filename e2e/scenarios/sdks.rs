@@ -5,18 +5,20 @@ mod connections;
 mod program;
 mod table;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::{join_all, try_join};
 use rolecall_e2e::sdk::Answer;
-use rolecall_sandbox::sts::Behavior;
+use rolecall_sandbox::sts::{self, Behavior};
 
 use crate::report::{Figure, Report};
 use crate::world::{NAMESPACE, World};
 use client::Client;
 pub(crate) use client::machine_image;
 use connections::Connections;
+use program::Uri;
 
 /// How long STS takes while the first requests are on their way.
 const SLOW: Duration = Duration::from_secs(10);
@@ -40,8 +42,13 @@ const STAGGER: Duration = Duration::from_secs(5);
 pub(crate) struct Outcome {
     client: &'static Client,
     version: String,
-    /// Its first call and, of clients that keep credentials, the one that was signed with other ones.
+    /// What the API server says that its container is told where to ask.
+    injected: Option<Uri>,
+    /// Its first call, and one that was signed with other credentials: by the same process, or of a command line by the
+    /// next one.
     answers: Vec<Answer>,
+    /// How many keys STS has seen it sign with.
+    keys: usize,
     /// Connections that it had begun by the time that STS handed out its first credentials.
     connections: u64,
     failure: Option<String>,
@@ -81,12 +88,38 @@ pub(crate) async fn run(world: &World, report: &mut Report) -> Result<String> {
 }
 
 async fn one(world: &World, client: &'static Client, connections: &Connections<'_>) -> Outcome {
-    let version = client.version().unwrap_or_else(|error| format!("({error:#})"));
-    let outcome = Outcome { client, version, answers: Vec::new(), connections: 0, failure: None };
+    let outcome = Outcome {
+        client,
+        version: String::new(),
+        injected: None,
+        answers: Vec::new(),
+        keys: 0,
+        connections: 0,
+        failure: None,
+    };
+    let outcome = match client.version() {
+        Ok(version) => Outcome { version, ..outcome },
+        Err(error) => return Outcome { failure: Some(format!("{error:#}")), ..outcome },
+    };
     match try_join(answers(world, client), before_credentials(world, client, connections)).await {
-        Ok((answers, connections)) => Outcome { answers, connections, ..outcome },
+        Ok(((injected, answers), connections)) => {
+            let keys = keys(world, client);
+            Outcome { injected: Some(injected), answers, keys, connections, ..outcome }
+        }
         Err(error) => Outcome { failure: Some(format!("{error:#}")), ..outcome },
     }
+}
+
+/// How many keys of the client STS has seen in `GetCallerIdentity`, or in what stands in its place.
+fn keys(world: &World, client: &Client) -> usize {
+    let own = format!("{NAMESPACE}.{}", client.name);
+    let calls = world.sts.calls().into_iter().filter(|call| call.action != "AssumeRoleWithWebIdentity");
+    let keys = calls.filter_map(|call| match call.outcome {
+        sts::Outcome::Granted { access_key_id } => Some(access_key_id),
+        _ => None,
+    });
+    let is_own = |key: &String| world.sts.session(key).is_some_and(|session| session.session_name == own);
+    keys.filter(is_own).collect::<BTreeSet<_>>().len()
 }
 
 /// How many connections the client has begun when STS hands out its first credentials.
@@ -103,9 +136,11 @@ async fn before_credentials(world: &World, client: &Client, connections: &Connec
     Ok(begun)
 }
 
-async fn answers(world: &World, client: &'static Client) -> Result<Vec<Answer>> {
+async fn answers(world: &World, client: &'static Client) -> Result<(Uri, Vec<Answer>)> {
     let pods = world.pods(NAMESPACE);
-    pods.create(&client.pod(&world.sts.url(), PATIENCE, BEYOND)?).await?;
+    let pod = pods.create(&client.pod(&world.sts.url(), PATIENCE, BEYOND)?).await?;
+    let injected = Uri::of(&pod).context("the shim has injected nothing")?;
+    ensure!(injected == client.uri, "it was told the {injected} in the place of the {}", client.uri);
     let ended = pods.ended(client.name).await?;
     let text = ended.message.unwrap_or_default();
     ensure!(ended.exit_code == 0, "it ended with {}: {text}", ended.exit_code);
@@ -114,7 +149,7 @@ async fn answers(world: &World, client: &'static Client) -> Result<Vec<Answer>> 
     for answer in &answers {
         ensure!(answer.arn.as_deref() == Some(&expect), "it is not who its pod is: {answer:?}");
     }
-    Ok(answers)
+    Ok((injected, answers))
 }
 
 impl Outcome {
@@ -123,10 +158,14 @@ impl Outcome {
         self.connections.saturating_sub(1)
     }
 
-    /// Whether its first request succeeded and, where it keeps credentials, it was seen to renew them.
+    /// Whether its first request succeeded, and it was seen to renew its credentials.
     fn is_success(&self) -> bool {
-        let wanted = if self.client.keeps_credentials { 2 } else { 1 };
-        self.failure.is_none() && self.answers.len() == wanted
+        self.failure.is_none() && self.answers.len() == 2 && self.is_renewed()
+    }
+
+    /// Whether it made calls with more than its first credentials.
+    fn is_renewed(&self) -> bool {
+        2 <= self.keys
     }
 }
 
@@ -145,10 +184,6 @@ impl std::fmt::Display for Outcome {
             0 => {}
             timeouts => write!(f, ", {timeouts} timeouts")?,
         }
-        match (self.client.keeps_credentials, self.answers.len()) {
-            (true, 2..) => write!(f, ", renewed"),
-            (true, _) => write!(f, ", not renewed"),
-            (false, _) => Ok(()),
-        }
+        if self.is_renewed() { write!(f, ", renewed") } else { write!(f, ", not renewed") }
     }
 }

@@ -609,6 +609,8 @@ async fn a_call_is_recorded_as_it_came() {
     assert_eq!(first.session_name.as_deref(), Some("demo.orders-0"));
     assert_eq!(first.duration, Some(Duration::from_secs(1200)));
     assert_eq!(first.subject.as_deref(), Some("system:serviceaccount:demo:orders"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(first.token_issued_at.is_some_and(|at| at.abs_diff(now) < 60), "{:?}", first.token_issued_at);
     let session = &fixture.sts.issued()[0];
     assert_eq!(first.outcome, Outcome::Granted { access_key_id: session.access_key_id.clone() });
     assert_eq!(calls[1].outcome, Outcome::Refused { code: "AccessDenied" });

@@ -35,7 +35,10 @@ type answer struct {
 	AccessKeyID string  `json:"access_key_id,omitempty"`
 	Error       string  `json:"error,omitempty"`
 	StartedAt   float64 `json:"started_at"`
-	Seconds     float64 `json:"seconds"`
+	// Until the connection was there, and until the first byte of the answer; zero where there was none.
+	Connected float64 `json:"connected_seconds,omitempty"`
+	FirstByte float64 `json:"first_byte_seconds,omitempty"`
+	Seconds   float64 `json:"seconds"`
 }
 
 // What a loop has seen.
@@ -46,8 +49,9 @@ type summary struct {
 	Failures []answer       `json:"failures"`
 	Refusals []answer       `json:"refusals"`
 	Keys     map[string]int `json:"keys"`
-	Longest  float64        `json:"longest_seconds"`
-	Silence  float64        `json:"longest_gap_seconds"`
+	// The one that took the longest, whatever came of it.
+	Slowest answer  `json:"slowest"`
+	Silence float64 `json:"longest_gap_seconds"`
 }
 
 type request struct {
@@ -112,14 +116,14 @@ func parse(arguments []string) request {
 func ask(asked request) answer {
 	started := time.Now()
 	given := answer{StartedAt: float64(started.UnixMicro()) / 1e6}
-	if err := exchange(asked, &given); err != nil {
+	if err := exchange(asked, started, &given); err != nil {
 		given.Error = err.Error()
 	}
 	given.Seconds = time.Since(started).Seconds()
 	return given
 }
 
-func exchange(asked request, given *answer) error {
+func exchange(asked request, started time.Time, given *answer) error {
 	if asked.url == "" {
 		return errors.New("nothing says where to ask: the pod was not injected")
 	}
@@ -148,6 +152,7 @@ func exchange(asked request, given *answer) error {
 		return err
 	}
 	defer connection.Close()
+	given.Connected = time.Since(started).Seconds()
 	head := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n", target.RequestURI(), target.Host)
 	if token != "" {
 		head += "Authorization: " + strings.TrimSpace(token) + "\r\n"
@@ -155,7 +160,12 @@ func exchange(asked request, given *answer) error {
 	if _, err := io.WriteString(connection, head+"\r\n"); err != nil {
 		return err
 	}
-	response, err := http.ReadResponse(bufio.NewReader(impatient{connection, asked.patience}), nil)
+	reader := bufio.NewReader(impatient{connection, asked.patience})
+	if _, err := reader.Peek(1); err != nil {
+		return err
+	}
+	given.FirstByte = time.Since(started).Seconds()
+	response, err := http.ReadResponse(reader, nil)
 	if err != nil {
 		return err
 	}
@@ -166,9 +176,15 @@ func exchange(asked request, given *answer) error {
 		return err
 	}
 	// Other servers' bodies are nobody's business.
-	var document struct{ Code, AccessKeyId string }
+	var document struct {
+		Code, AccessKeyId string
+		Expiration        time.Time
+	}
 	if json.Unmarshal(body, &document) == nil {
 		given.Code, given.AccessKeyID = document.Code, document.AccessKeyId
+		if document.AccessKeyId != "" && !document.Expiration.After(time.Now()) {
+			return errors.New("credentials that expired at " + document.Expiration.String())
+		}
 	}
 	return nil
 }
@@ -185,7 +201,8 @@ func untilItListens(where string) {
 			_ = connection.Close()
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		// Many do the same beside it.
+		time.Sleep(30 * time.Millisecond)
 	}
 }
 
@@ -209,7 +226,9 @@ func loop(asked request) {
 	for {
 		given := ask(asked)
 		seen.Answers++
-		seen.Longest = max(seen.Longest, given.Seconds)
+		if seen.Slowest.Seconds < given.Seconds {
+			seen.Slowest = given
+		}
 		if given.Status == 200 && given.Error == "" && given.AccessKeyID != "" {
 			seen.Silence = max(seen.Silence, time.Since(last).Seconds())
 			last = time.Now()

@@ -81,7 +81,8 @@ pub(crate) fn machine_image(folder: &Path) -> Result<PathBuf> {
 }
 
 impl Client {
-    /// The pod that calls the STS at `endpoint`, and goes on `beyond` this time where it keeps credentials.
+    /// The pod that calls the STS at `endpoint`, and goes on `beyond` this time: by one process, or of a command line by
+    /// another one after it.
     pub(crate) fn pod(&self, endpoint: &str, patience: Duration, beyond: Duration) -> Result<Value> {
         let mut words = self.program.words()?;
         if self.keeps_credentials {
@@ -94,8 +95,11 @@ impl Client {
             words.push(endpoint.into());
         }
         // What it says is the termination message; where it fails, the end of its log is.
-        let mut command =
-            ["/bin/sh", "-c", r#"exec "$@" >/dev/termination-log"#, "sh"].map(String::from).to_vec();
+        let script = match self.keeps_credentials {
+            true => r#"exec "$@" >/dev/termination-log"#.to_owned(),
+            false => format!(r#"{{ "$@" && sleep {} && "$@"; }} >/dev/termination-log"#, beyond.as_secs()),
+        };
+        let mut command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()];
         command.extend(words);
 
         let folders = folders()?;
@@ -143,13 +147,13 @@ impl Client {
         }))
     }
 
-    /// What it has said, of one call.
+    /// What it has said, of each call.
     pub(crate) fn read(&self, text: &str) -> Result<Vec<Answer>> {
         if self.keeps_credentials {
             return text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect();
         }
-        let Identity { arn } = serde_json::from_str(text)?;
-        Ok(vec![Answer { arn: Some(arn), ..Answer::default() }])
+        let identities = serde_json::Deserializer::from_str(text).into_iter::<Identity>();
+        identities.map(|identity| Ok(Answer { arn: Some(identity?.arn), ..Answer::default() })).collect()
     }
 
     /// The version that is run.

@@ -1,9 +1,11 @@
 //! The programs of the clients: how each is run, what it needs of this machine, and which version it is.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
 use rolecall_e2e::tool;
 
 /// An SDK with the program that uses it.
@@ -41,6 +43,28 @@ pub(crate) enum Uri {
     Full,
     /// `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`
     Relative,
+}
+
+impl Uri {
+    /// The one that the first container of the pod has.
+    pub(super) fn of(pod: &Pod) -> Option<Self> {
+        let variables = pod.spec.as_ref()?.containers.first()?.env.as_deref()?;
+        let has = |name: &str| variables.iter().any(|variable| variable.name == name);
+        match (has("AWS_CONTAINER_CREDENTIALS_FULL_URI"), has("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")) {
+            (true, false) => Some(Self::Full),
+            (false, true) => Some(Self::Relative),
+            (true, true) | (false, false) => None,
+        }
+    }
+}
+
+impl fmt::Display for Uri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "full URI",
+            Self::Relative => "relative URI",
+        })
+    }
 }
 
 impl Program {

@@ -1,7 +1,6 @@
 //! The table of SDKs in the documentation.
 
 use super::Outcome;
-use super::program::Uri;
 
 /// The rows, as Markdown.
 pub(super) fn render(outcomes: &[Outcome]) -> String {
@@ -9,10 +8,7 @@ pub(super) fn render(outcomes: &[Outcome]) -> String {
         "| SDK | version | what is injected | first call, STS at 10 s | timeouts met | renewed |\n|---|---|---|---|---|---|\n",
     );
     for outcome in outcomes {
-        let injected = match outcome.client.uri {
-            Uri::Full => "full URI",
-            Uri::Relative => "relative URI",
-        };
+        let injected = outcome.injected.map_or_else(|| "nothing".to_owned(), |uri| uri.to_string());
         let first = match outcome.answers.first() {
             Some(answer) if 0.0 < answer.elapsed_seconds => {
                 format!("succeeds after {:.1} s", answer.elapsed_seconds)
@@ -20,10 +16,10 @@ pub(super) fn render(outcomes: &[Outcome]) -> String {
             Some(_) => "succeeds".to_owned(),
             None => "fails".to_owned(),
         };
-        let renewed = match (outcome.client.keeps_credentials, outcome.answers.len()) {
-            (true, 2..) => "yes",
-            (true, _) => "no",
-            (false, _) => "each call is a process, which fetches",
+        let renewed = match (outcome.is_renewed(), outcome.client.keeps_credentials) {
+            (true, true) => "yes",
+            (true, false) => "yes, by the next process",
+            (false, _) => "no",
         };
         let timeouts = match outcome.timeouts() {
             0 => "none".to_owned(),

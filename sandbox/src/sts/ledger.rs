@@ -26,6 +26,8 @@ pub struct Call {
     pub duration: Option<Duration>,
     /// What the web identity token claims as its subject, verified or not.
     pub subject: Option<String>,
+    /// When the web identity token claims to have been issued, in seconds since 1970, verified or not.
+    pub token_issued_at: Option<u64>,
     /// What became of it.
     pub outcome: Outcome,
 }
@@ -111,6 +113,7 @@ impl Ledger {
                 .and_then(|text| text.parse().ok())
                 .map(Duration::from_secs),
             subject: query.claimed_subject(),
+            token_issued_at: query.claimed_issue(),
             outcome: Outcome::Pending,
         };
         let index = {

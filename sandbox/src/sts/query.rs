@@ -101,6 +101,11 @@ impl Query {
     pub(super) fn claimed_subject(&self) -> Option<String> {
         Jws::parse(self.get("WebIdentityToken")?)?.text("sub").map(str::to_owned)
     }
+
+    /// When the web identity token was issued, not verified.
+    pub(super) fn claimed_issue(&self) -> Option<u64> {
+        Jws::parse(self.get("WebIdentityToken")?)?.claims.get("iat")?.as_u64()
+    }
 }
 
 #[cfg(test)]
