@@ -1,6 +1,14 @@
 //! Who a pod is: the words by which every part of the daemon speaks of it.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt,
+    str::FromStr,
+    sync::Arc,
+};
+
+/// Most pods that are remembered after they have left. Fewer leave a node in the time that a request lives.
+const MAX_DEPARTED: usize = 4096;
 
 /// The `metadata.uid` of a pod, which no other pod ever has again.
 ///
@@ -12,6 +20,14 @@ pub struct PodUid(Arc<str>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a pod uid has 1 to 64 letters, digits and dashes")]
 pub struct PodUidError;
+
+/// The pods that have left, the last ones of them.
+#[derive(Debug, Default)]
+pub struct Departed {
+    uids: HashSet<PodUid>,
+    /// Oldest first.
+    order: VecDeque<PodUid>,
+}
 
 /// A pod as people name it. Cloning is cheap.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +41,32 @@ pub struct PodIdentity {
 impl PodUid {
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl Departed {
+    pub fn contains(&self, uid: &PodUid) -> bool {
+        self.uids.contains(uid)
+    }
+
+    /// Takes one that has left.
+    pub fn remember(&mut self, uid: &PodUid) {
+        if !self.uids.insert(uid.clone()) {
+            return;
+        }
+        self.order.push_back(uid.clone());
+        if MAX_DEPARTED < self.order.len()
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.uids.remove(&oldest);
+        }
+    }
+
+    /// It is there again.
+    pub fn forget(&mut self, uid: &PodUid) {
+        if self.uids.remove(uid) {
+            self.order.retain(|other| other != uid);
+        }
     }
 }
 
@@ -60,6 +102,19 @@ impl fmt::Display for PodIdentity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_that_left_last_are_remembered_unless_they_come_back() {
+        let uid = |number: usize| format!("p-{number}").parse::<PodUid>().unwrap();
+        let mut departed = Departed::default();
+        (0..=MAX_DEPARTED).for_each(|number| departed.remember(&uid(number)));
+        assert!(!departed.contains(&uid(0)));
+        assert!(departed.contains(&uid(1)) && departed.contains(&uid(MAX_DEPARTED)));
+        departed.forget(&uid(1));
+        assert!(!departed.contains(&uid(1)));
+        departed.remember(&uid(0));
+        assert!(departed.contains(&uid(0)) && departed.contains(&uid(2)), "its place was free");
+    }
 
     #[test]
     fn a_uid_is_one_harmless_path_component() {

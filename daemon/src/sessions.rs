@@ -2,10 +2,10 @@
 
 use std::{
     cmp::Reverse,
-    collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
 };
 
+use foldhash::HashMap;
 use rolecall_contract::{RoleArn, SessionDuration};
 
 use crate::{

@@ -98,8 +98,7 @@ impl CredentialManager {
     ///
     /// To be called for every pod that goes, warmed or not: its requests may have asked for roles.
     pub fn forget(&self, pod: &PodUid) {
-        let now = self.shared.now();
-        self.shared.table().forget(pod, now);
+        self.shared.table().forget(pod);
         self.shared.wake.notify_one();
     }
 

@@ -4,11 +4,11 @@ mod entry;
 mod handover;
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use foldhash::HashMap;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -26,11 +26,8 @@ use super::{
     policy,
     queue::{Priority, Queue},
 };
-use crate::identity::PodUid;
+use crate::identity::{Departed, PodUid};
 use rolecall_process::time::Clock;
-
-/// How long a pod that was forgotten cannot come back by a request: longer than any request lives.
-const STAY_GONE: Duration = Duration::from_secs(60);
 
 /// Both times: expiries are compared with the wall clock, waits are measured on tokio's.
 #[derive(Clone, Copy)]
@@ -48,7 +45,8 @@ pub(super) struct Table {
     queue: Queue<CredentialKey>,
     /// Keys that are due while their pod has as many exchanges out as it may; the end of one puts them back.
     held_back: HashMap<PodUid, Vec<(CredentialKey, Priority)>>,
-    forgotten: Vec<(Instant, PodUid)>,
+    /// Pods that no request brings back: it may have been decided before they left.
+    forgotten: Departed,
     next_generation: u64,
     limits: Limits,
     /// Another daemon does the fetching from now on.
@@ -110,15 +108,15 @@ impl Now {
 impl Table {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
-            entries: HashMap::new(),
-            by_pod: HashMap::new(),
+            entries: HashMap::default(),
+            by_pod: HashMap::default(),
             queue: Queue::new(),
-            held_back: HashMap::new(),
-            forgotten: Vec::new(),
+            held_back: HashMap::default(),
+            forgotten: Departed::default(),
             next_generation: 0,
             limits,
             is_frozen: false,
-            unclaimed: HashMap::new(),
+            unclaimed: HashMap::default(),
             relays: Vec::new(),
         }
     }
@@ -148,7 +146,7 @@ impl Table {
     /// `None` where the pod has as many keys as it may have. A pod that was just forgotten gets a status that says
     /// so: requests that were decided before are still on their way.
     pub(super) fn request(&mut self, request: SessionRequest, now: Now) -> Option<watch::Receiver<Status>> {
-        if self.forgotten.iter().any(|(at, pod)| now.at < *at + STAY_GONE && *pod == request.key.pod) {
+        if self.forgotten.contains(&request.key.pod) {
             return Some(watch::channel(Status::gone()).1);
         }
         let key = request.key.clone();
@@ -183,17 +181,16 @@ impl Table {
 
     /// `pod` is there, again or still.
     pub(super) fn readmit(&mut self, pod: &PodUid) {
-        self.forgotten.retain(|(_, it)| it != pod);
+        self.forgotten.forget(pod);
     }
 
     /// Forgets all keys of `pod`; whoever waits is told that it is gone.
-    pub(super) fn forget(&mut self, pod: &PodUid, now: Now) {
+    pub(super) fn forget(&mut self, pod: &PodUid) {
         for key in self.by_pod.get(pod).cloned().unwrap_or_default() {
             self.remove(&key);
         }
         self.unclaimed.retain(|key, _| key.pod != *pod);
-        self.forgotten.retain(|(at, _)| now.at < *at + STAY_GONE);
-        self.forgotten.push((now.at, pod.clone()));
+        self.forgotten.remember(pod);
     }
 
     /// When there is work to begin.

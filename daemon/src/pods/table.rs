@@ -1,7 +1,7 @@
 //! The table of this node's pods: one writer, which is fed by the watch, and many readers.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::HashSet,
     net::IpAddr,
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -9,13 +9,11 @@ use std::{
     },
 };
 
+use foldhash::HashMap;
 use tokio::sync::{Notify, watch};
 
 use super::Pod;
-use crate::identity::PodUid;
-
-/// Most uids that are remembered after their pods have left.
-const MAX_DEPARTED: usize = 4096;
+use crate::identity::{Departed, PodUid};
 
 /// Reads the table. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -96,13 +94,6 @@ struct State {
     synced: bool,
 }
 
-/// The last uids that have left, oldest out first.
-#[derive(Debug, Default)]
-struct Departed {
-    uids: HashSet<PodUid>,
-    order: VecDeque<PodUid>,
-}
-
 impl PodTable {
     /// An empty table that is not synced, and its writer.
     pub fn new() -> (Self, Writer) {
@@ -140,7 +131,7 @@ impl PodTable {
         match state.pods.get(uid) {
             Some(pod) if pod.finished => UidLookup::Finished,
             Some(pod) => UidLookup::Live(pod.clone()),
-            None if state.departed.uids.contains(uid) => UidLookup::Departed,
+            None if state.departed.contains(uid) => UidLookup::Departed,
             None => UidLookup::Unknown,
         }
     }
@@ -262,26 +253,6 @@ impl State {
                     self.by_address.remove(address);
                 }
             }
-        }
-    }
-}
-
-impl Departed {
-    fn remember(&mut self, uid: &PodUid) {
-        if !self.uids.insert(uid.clone()) {
-            return;
-        }
-        self.order.push_back(uid.clone());
-        if MAX_DEPARTED < self.order.len()
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.uids.remove(&oldest);
-        }
-    }
-
-    fn forget(&mut self, uid: &PodUid) {
-        if self.uids.remove(uid) {
-            self.order.retain(|other| other != uid);
         }
     }
 }

@@ -1,11 +1,11 @@
 //! What one pod may ask for at a time, so that it cannot make another wait.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use foldhash::HashMap;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -102,7 +102,7 @@ impl Connection {
 
 impl Limits {
     pub fn new(config: Config) -> Self {
-        let sources = Sources { budgets: HashMap::new(), sweep_at: MANY_SOURCES };
+        let sources = Sources { budgets: HashMap::default(), sweep_at: MANY_SOURCES };
         Self {
             config,
             sources: Arc::new(Mutex::new(sources)),

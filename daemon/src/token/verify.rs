@@ -3,12 +3,13 @@
 //! Which pod may then be served, and from where, is decided by the caller's table, not here.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, PoisonError, RwLock, RwLockWriteGuard},
     time::SystemTime,
 };
 
 use aws_lc_rs::digest;
+use foldhash::HashMap;
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 

@@ -128,7 +128,7 @@ proptest! {
                 Op::HangUp => drop(waiters.pop()),
                 Op::Forget(pod) => {
                     let pod = request(pod, 0).key.pod;
-                    table.forget(&pod, now);
+                    table.forget(&pod);
                     prop_assert!(table.entries.keys().all(|key| key.pod != pod));
                     for (key, _, status) in &waiters {
                         if key.pod == pod {

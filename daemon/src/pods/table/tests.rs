@@ -143,17 +143,6 @@ fn a_uid_that_was_taken_away_is_told_from_one_never_shown() {
 }
 
 #[test]
-fn departed_uids_are_bounded() {
-    let (table, mut writer) = synced(vec![]);
-    for i in 0..=MAX_DEPARTED {
-        writer.apply(Event::Delete(uid(&format!("p-{i}"))));
-    }
-    assert_eq!(table.by_uid(&uid("p-0")), UidLookup::Unknown);
-    assert_eq!(table.by_uid(&uid("p-1")), UidLookup::Departed);
-    assert_eq!(table.by_uid(&uid(&format!("p-{MAX_DEPARTED}"))), UidLookup::Departed);
-}
-
-#[test]
 fn an_event_that_changes_nothing_tells_nothing() {
     let (_, mut writer) = synced(vec![pod("a", &["10.0.0.1"])]);
     assert_eq!(writer.apply(Event::Apply(pod("a", &["10.0.0.1"]))), []);
