@@ -1,6 +1,6 @@
 //! Accepts connections and serves them, through bursts, errors and the drain.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -45,9 +45,12 @@ pub struct Metrics {
 
 /// Serves the endpoint on any number of listening sockets. Cloning is cheap.
 #[derive(Clone)]
-pub struct Server {
+pub struct Server(Arc<Shared>);
+
+/// What all connections have in common.
+struct Shared {
     config: Config,
-    endpoint: Arc<Endpoint>,
+    endpoint: Endpoint,
     limits: Limits,
     node: NodeAddresses,
     connections: Arc<Semaphore>,
@@ -60,7 +63,6 @@ pub struct Server {
 }
 
 /// Until when connections are accepted, and whether there is somebody else to connect to.
-#[derive(Clone)]
 pub struct Terms {
     /// Begins when nothing is to be accepted any more.
     pub on_duty: drain::Watch,
@@ -96,44 +98,35 @@ impl Server {
     ) -> Self {
         let connections = Arc::new(Semaphore::new(config.max_connections));
         let on_node = Arc::new(Semaphore::new(config.max_connections.div_ceil(2)));
-        Self {
-            config,
-            endpoint: Arc::new(endpoint),
-            limits,
-            node,
-            connections,
-            on_node,
-            metrics,
-            tasks,
-            terms,
-        }
+        Self(Arc::new(Shared { config, endpoint, limits, node, connections, on_node, metrics, tasks, terms }))
     }
 
     /// Accepts on `listener` for as long as that is its duty. No error ends it.
     pub async fn run(self, listener: TcpListener) {
-        let on_duty = self.terms.on_duty.clone();
+        // One for all connections: to wait for it anew takes a lock.
+        let mut off_duty = pin!(self.0.terms.on_duty.begun());
         let mut pause = PAUSES.0;
         loop {
             // Taken before accepting: what cannot be served stays in the kernel's queue.
             let place = tokio::select! {
                 biased;
                 // Also while every place is taken: a socket that is kept open is in the next daemon's way.
-                () = on_duty.begun() => return,
-                place = self.connections.clone().acquire_owned() => place,
+                () = &mut off_duty => return,
+                place = self.0.connections.clone().acquire_owned() => place,
             };
             let Ok(place) = place else { return };
             let accepted = tokio::select! {
                 biased;
-                () = on_duty.begun() => return,
+                () = &mut off_duty => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
                     pause = PAUSES.0;
-                    self.tasks.spawn("connection", self.clone().serve(stream, peer, place));
+                    self.0.tasks.spawn("connection", self.0.clone().serve(stream, peer, place));
                 }
                 Err(error) => {
-                    self.metrics.accept_errors.inc();
+                    self.0.metrics.accept_errors.inc();
                     if !is_of_the_connection(&error) {
                         warn!(%error, "cannot accept a connection; trying on");
                         sleep(pause).await;
@@ -143,8 +136,10 @@ impl Server {
             }
         }
     }
+}
 
-    async fn serve(self, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
+impl Shared {
+    async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
         let address = peer.ip().to_canonical();
         let budget = self.limits.of(Source::Address(address));
         let place = if self.node.contains(address) {
