@@ -8,4 +8,4 @@ mod netlink;
 pub mod taint;
 
 pub use addresses::{FollowError, NodeAddresses};
-pub use netlink::Netlink;
+pub use netlink::{AskError, Netlink};

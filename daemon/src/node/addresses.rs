@@ -9,16 +9,15 @@ use std::{
     time::Duration,
 };
 
-use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
-    Handle, MulticastGroup,
+    MulticastGroup,
     packet_route::address::{AddressAttribute, AddressMessage},
 };
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::Netlink;
+use super::{AskError, Netlink, netlink::Asker};
 
 /// Pause after the kernel did not tell.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -44,7 +43,7 @@ pub enum FollowError {
     #[error("open a netlink socket")]
     Open(#[source] std::io::Error),
     #[error("ask the kernel for the node's addresses")]
-    Ask(#[source] Box<rtnetlink::Error>),
+    Ask(#[from] AskError),
     #[error("the netlink socket was closed")]
     Closed,
 }
@@ -63,15 +62,15 @@ impl NodeAddresses {
     pub async fn follow(
         netlink: &Netlink,
     ) -> Result<(Self, impl Future<Output = FollowError> + use<>), FollowError> {
-        let (handle, mut changes) = netlink
+        let (asker, mut changes) = netlink
             .connect(&[MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
             .map_err(FollowError::Open)?;
         let addresses = Self::fixed([]);
-        addresses.ask(&handle).await?;
+        addresses.ask(&asker).await?;
         let following = addresses.clone();
         let task = async move {
             while changes.next().await {
-                while let Err(error) = following.ask(&handle).await {
+                while let Err(error) = following.ask(&asker).await {
                     warn!(%error, "cannot follow the node's addresses; those last seen count");
                     tokio::select! {
                         () = tokio::time::sleep(ASK_AGAIN_AFTER) => {}
@@ -101,9 +100,8 @@ impl NodeAddresses {
         self.0.version.subscribe()
     }
 
-    async fn ask(&self, handle: &Handle) -> Result<(), FollowError> {
-        let found: Result<Vec<AddressMessage>, _> = handle.address().get().execute().try_collect().await;
-        let messages = found.map_err(|error| FollowError::Ask(Box::new(error)))?;
+    async fn ask(&self, asker: &Asker) -> Result<(), FollowError> {
+        let messages = asker.addresses().await?;
         let mut nets: Vec<IpNet> = messages.iter().filter_map(own_net).collect();
         nets.sort_unstable();
         nets.dedup();

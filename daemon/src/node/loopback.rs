@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::TryStreamExt;
 use nix::{errno::Errno, net::if_::if_nametoindex};
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -23,7 +22,10 @@ use rtnetlink::{
 };
 use tracing::{info, warn};
 
-use super::{Netlink, netlink::Changes};
+use super::{
+    AskError, Netlink,
+    netlink::{Asker, Changes},
+};
 use rolecall_process::{drain, readiness::Condition, telemetry::chain};
 
 /// Where the addresses go. A kernel may lack dummy interfaces; it never lacks this one.
@@ -41,7 +43,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Addresses to be on the node, and the way to the kernel.
 pub struct Loopback {
     wanted: Vec<IpAddr>,
-    handle: Handle,
+    asker: Asker,
     changes: Changes,
     /// Why an address is missing, as it was logged.
     missing: BTreeMap<IpAddr, String>,
@@ -63,7 +65,7 @@ pub enum Error {
     #[error("find the interface lo")]
     Interface(#[source] Errno),
     #[error("ask the kernel for the node's addresses")]
-    Ask(#[source] Box<rtnetlink::Error>),
+    Ask(#[from] AskError),
     #[error("put {address} on lo")]
     Put { address: IpAddr, source: Box<rtnetlink::Error> },
     #[error("remove {address} from lo")]
@@ -87,10 +89,10 @@ pub fn is_ours_to_put(address: IpAddr) -> bool {
 /// # Errors
 /// When netlink cannot be had at all.
 pub async fn put(wanted: Vec<IpAddr>, netlink: &Netlink, metrics: Metrics) -> Result<Loopback, Error> {
-    let (handle, changes) = netlink
+    let (asker, changes) = netlink
         .connect(&[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr])
         .map_err(Error::Open)?;
-    let mut loopback = Loopback { wanted, handle, changes, missing: BTreeMap::new(), metrics };
+    let mut loopback = Loopback { wanted, asker, changes, missing: BTreeMap::new(), metrics };
     for address in loopback.settle().await? {
         info!(%address, "put the endpoint's address on lo");
     }
@@ -104,9 +106,9 @@ pub async fn put(wanted: Vec<IpAddr>, netlink: &Netlink, metrics: Metrics) -> Re
 /// When the kernel refuses.
 pub async fn remove(wanted: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
     let netlink = Netlink::start().map_err(Error::Open)?;
-    let (handle, _changes) = netlink.connect(&[]).map_err(Error::Open)?;
+    let (asker, _changes) = netlink.connect(&[]).map_err(Error::Open)?;
     let index = index()?;
-    let found = ask(&handle).await?;
+    let found = asker.addresses().await?;
     let mut removed = Vec::new();
     for message in found.into_iter().filter(|message| message.header.index == index) {
         let Some(address) = address_of(&message) else { continue };
@@ -114,7 +116,9 @@ pub async fn remove(wanted: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
         if !is_alone || !(is_marked(&message) || wanted.contains(&address)) {
             continue;
         }
-        match handle.address().del(message).execute().await {
+        let deleted = asker.handle().address().del(message).execute().await;
+        asker.ensure_open()?;
+        match deleted {
             Ok(()) => removed.push(address),
             Err(error) if errno(&error) == Some(Errno::EADDRNOTAVAIL) => {}
             Err(source) => return Err(Error::Remove { address, source: Box::new(source) }),
@@ -161,11 +165,13 @@ impl Loopback {
     /// Puts what is missing, and returns what that was. What the kernel refuses is in `missing` afterwards.
     async fn settle(&mut self) -> Result<Vec<IpAddr>, Error> {
         let index = index()?;
-        let present: Vec<IpAddr> = ask(&self.handle).await?.iter().filter_map(address_of).collect();
+        let found = self.asker.addresses().await?;
+        let present: Vec<IpAddr> = found.iter().filter_map(address_of).collect();
         let mut results = Vec::new();
         for &address in self.wanted.iter().filter(|address| !present.contains(address)) {
-            results.push((address, add(&self.handle, index, address).await));
+            results.push((address, add(self.asker.handle(), index, address).await));
         }
+        self.asker.ensure_open()?;
         let before = std::mem::take(&mut self.missing);
         let mut put = Vec::new();
         for (address, result) in results {
@@ -205,10 +211,6 @@ impl Metrics {
 
 fn index() -> Result<u32, Error> {
     if_nametoindex(INTERFACE).map_err(Error::Interface)
-}
-
-async fn ask(handle: &Handle) -> Result<Vec<AddressMessage>, Error> {
-    handle.address().get().execute().try_collect().await.map_err(|error| Error::Ask(Box::new(error)))
 }
 
 async fn add(handle: &Handle, index: u32, address: IpAddr) -> Result<(), Error> {

@@ -4,22 +4,59 @@
 //! (`rtnl_lock`). Whoever takes a pod's network down holds it, for a tenth of a second and more where pods come and go.
 //! Requests must not wait there, so no thread that serves them may ask.
 
-use std::{io, thread};
+use std::{
+    future::ready,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    thread,
+};
 
-use futures_util::{FutureExt, StreamExt, stream::BoxStream};
-use rtnetlink::{MulticastGroup, new_multicast_connection};
-use tokio::runtime::{Builder, Handle};
+use futures_util::{StreamExt, TryStreamExt};
+use rtnetlink::{Handle, MulticastGroup, new_multicast_connection, packet_route::address::AddressMessage};
+use tokio::{
+    runtime::{self, Builder},
+    sync::watch,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The thread. It ends when this is dropped, and every connection with it.
 #[derive(Debug)]
 pub struct Netlink {
-    runtime: Handle,
+    runtime: runtime::Handle,
     _ends: DropGuard,
 }
 
+/// Asks the kernel on one connection.
+pub(super) struct Asker {
+    handle: Handle,
+    is_closed: Arc<AtomicBool>,
+}
+
 /// What the kernel tells of changes on one connection.
-pub(super) struct Changes(BoxStream<'static, ()>);
+pub(super) struct Changes(watch::Receiver<()>);
+
+/// The kernel did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error(transparent)]
+    Refused(Box<rtnetlink::Error>),
+    #[error("the netlink socket was closed")]
+    Closed,
+}
+
+/// A connection that says that it is closed before it is: what was asked on it ends when it is dropped.
+struct Connection<C> {
+    // Dropped in this order.
+    _closing: Closing,
+    messages: C,
+}
+
+struct Closing(Arc<AtomicBool>);
 
 impl Netlink {
     /// Starts the thread.
@@ -39,12 +76,45 @@ impl Netlink {
     ///
     /// # Errors
     /// When netlink cannot be had.
-    pub(super) fn connect(&self, groups: &[MulticastGroup]) -> io::Result<(rtnetlink::Handle, Changes)> {
+    pub(super) fn connect(&self, groups: &[MulticastGroup]) -> io::Result<(Asker, Changes)> {
         // The socket belongs to that thread's event loop.
         let _context = self.runtime.enter();
         let (connection, handle, messages) = new_multicast_connection(groups)?;
-        self.runtime.spawn(connection);
-        Ok((handle, Changes(messages.map(drop).boxed())))
+        let is_closed = Arc::new(AtomicBool::new(false));
+        let connection = Connection { _closing: Closing(is_closed.clone()), messages: connection };
+        let (changed, changes) = watch::channel(());
+        // It ends with the socket or with the thread.
+        self.runtime.spawn(async move {
+            let tell = messages.for_each(|_| {
+                changed.send_replace(());
+                ready(())
+            });
+            tokio::select! {
+                () = connection => {}
+                () = tell => {}
+            }
+        });
+        Ok((Asker { handle, is_closed }, Changes(changes)))
+    }
+}
+
+impl Asker {
+    /// All addresses of the network namespace.
+    pub(super) async fn addresses(&self) -> Result<Vec<AddressMessage>, AskError> {
+        let found = self.handle.address().get().execute().try_collect().await;
+        // Cut off, an answer looks as if that were all.
+        self.ensure_open()?;
+        found.map_err(|error| AskError::Refused(Box::new(error)))
+    }
+
+    /// Fails if what was done on the connection may not have been done to its end.
+    pub(super) fn ensure_open(&self) -> Result<(), AskError> {
+        if self.is_closed.load(Ordering::Acquire) { Err(AskError::Closed) } else { Ok(()) }
+    }
+
+    /// For what is not asked but done; see [`Self::ensure_open`].
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
     }
 }
 
@@ -54,8 +124,41 @@ impl Changes {
     /// A burst of messages is one change. Some of it may have been lost, so whoever hears of a change asks anew for
     /// all there is.
     pub(super) async fn next(&mut self) -> bool {
-        let changed = self.0.next().await.is_some();
-        while changed && self.0.next().now_or_never().flatten().is_some() {}
-        changed
+        self.0.changed().await.is_ok()
+    }
+}
+
+impl<C: Future<Output = ()> + Unpin> Future for Connection<C> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.messages).poll(context)
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_is_cut_off_is_no_answer() {
+        // Whether it is cut off is up to the threads.
+        for _ in 0..300 {
+            let netlink = Netlink::start().unwrap();
+            let (asker, mut changes) = netlink.connect(&[]).unwrap();
+            let ended = thread::spawn(move || drop(netlink));
+            if let Ok(found) = asker.addresses().await {
+                assert!(!found.is_empty(), "loopback has an address");
+            }
+            ended.join().unwrap();
+            assert!(!changes.next().await);
+            assert!(matches!(asker.addresses().await, Err(AskError::Closed)));
+        }
     }
 }
