@@ -21,6 +21,9 @@ use crate::{
 /// connection that stays silent longer has been lost on the way.
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// An API server that is there takes a connection at once; one on the way to which packets are lost is tried again.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -44,6 +47,7 @@ pub async fn client(kubeconfig: Option<PathBuf>, connection: Connection) -> Resu
             .await
             .map_err(|error| ClientError::Kubeconfig { path: path.clone(), source: Box::new(error) })?,
     };
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     let report = MapResponseLayer::new(move |response: Response<_>| {
         if response.status().is_success() {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use foldhash::HashMap;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::Pod;
 use crate::identity::{Departed, PodUid};
@@ -75,6 +75,11 @@ pub enum UidLookup {
     Unknown,
 }
 
+/// A request that waits for news.
+#[derive(Debug)]
+#[must_use = "nobody waits any more once it is dropped"]
+pub struct Wanted(Arc<Shared>);
+
 #[derive(Debug)]
 struct Shared {
     state: RwLock<State>,
@@ -82,8 +87,8 @@ struct Shared {
     version: watch::Sender<u64>,
     /// The same count, which costs a look no lock.
     stamp: AtomicU64,
-    /// Somebody waits for news.
-    wanted: Notify,
+    /// How many requests wait for news.
+    wanted: watch::Sender<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -101,7 +106,7 @@ impl PodTable {
             state: RwLock::default(),
             version: watch::Sender::new(0),
             stamp: AtomicU64::new(0),
-            wanted: Notify::new(),
+            wanted: watch::Sender::new(0),
         });
         (Self(shared.clone()), Writer { shared, listing: None })
     }
@@ -121,9 +126,11 @@ impl PodTable {
         self.0.stamp.load(Ordering::Acquire)
     }
 
-    /// Says that a request waits for what the table does not hold yet: whoever feeds it had better look at once.
-    pub fn want_news(&self) {
-        self.0.wanted.notify_one();
+    /// A request waits for what the table does not hold yet, for as long as it holds what is returned: whoever feeds the
+    /// table had better look.
+    pub fn want_news(&self) -> Wanted {
+        self.0.wanted.send_modify(|wanted| *wanted += 1);
+        Wanted(self.0.clone())
     }
 
     pub fn by_uid(&self, uid: &PodUid) -> UidLookup {
@@ -164,10 +171,17 @@ impl PodTable {
     }
 }
 
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.wanted.send_modify(|wanted| *wanted -= 1);
+    }
+}
+
 impl Writer {
-    /// Completes when a request waits for news, or has since this completed last.
+    /// Completes when a request waits for news.
     pub async fn news_are_wanted(&self) {
-        self.shared.wanted.notified().await;
+        let wanted = self.shared.wanted.subscribe().wait_for(|wanted| 0 < *wanted).await.map(drop);
+        wanted.expect("self holds the sender");
     }
 
     /// Takes in an event and tells what changed, in an order that is safe to act on: departures first.
@@ -222,10 +236,11 @@ impl State {
         let after = Arc::new(pod);
         // A list from an API server that lags behind may have lost the pod for a while.
         self.departed.forget(&uid);
-        let before = self.pods.insert(uid.clone(), after.clone());
-        if before.as_ref().is_some_and(|before| *before == after) {
+        // What has not changed stays the same value, which is how others tell.
+        if self.pods.get(&uid).is_some_and(|before| *before == after) {
             return None;
         }
+        let before = self.pods.insert(uid.clone(), after.clone());
         if let Some(before) = &before {
             self.release_addresses(before);
         }

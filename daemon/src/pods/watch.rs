@@ -37,11 +37,11 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(800);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The longest pause while a request waits for a pod that nobody knows: where the kubelet has heard of it, the API
-/// server is there again, and most SDKs bear a second without a byte.
+/// The longest pause while a request waits for a pod that nobody knows and the API server cannot be reached: where the
+/// kubelet has heard of the pod, it can be again, and most SDKs bear a second without a byte.
 const WANTED_PAUSE: Duration = Duration::from_millis(250);
 
-/// How long the watch has to go well before the pauses are short again.
+/// How long after a failure the pauses are short again, if they have not been made so by an event.
 const PAUSES_FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 
 /// What the watch shows of itself.
@@ -143,7 +143,21 @@ impl Iterator for Pauses {
     fn next(&mut self) -> Option<Duration> {
         let pause = SHORTEST_PAUSE.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
-        Some(pause.mul_f64(1.0 - fastrand::f64() / 2.0))
+        Some(jittered(pause))
+    }
+}
+
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(1.0 - fastrand::f64() / 2.0)
+}
+
+/// Whether the API server has said this itself.
+fn has_answered(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => matches!(error, kube::Error::Api(_)),
+        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
     }
 }
 
@@ -154,7 +168,7 @@ impl Backoff for Pauses {
 }
 
 /// Feeds `stream` into the table and calls `on_changes` with what each event changed; ends with the stream. After each
-/// error it pauses, longer each time, until a request waits for news.
+/// error it pauses, longer each time, but hardly while a request waits for news and the API server is out of reach.
 pub async fn run(
     stream: impl Stream<Item = watcher::Result<watcher::Event<PodObject>>>,
     mut writer: Writer,
@@ -172,8 +186,14 @@ pub async fn run(
                 metrics.errors.inc();
                 metrics.connection.failed(&error);
                 let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-                sleep(pause.min(WANTED_PAUSE)).await;
-                let _ = timeout(pause.saturating_sub(WANTED_PAUSE), writer.news_are_wanted()).await;
+                if has_answered(&error) {
+                    // It has more to do than it can, or there is nothing to be had: to ask more often does not help.
+                    sleep(pause).await;
+                } else {
+                    let least = pause.min(jittered(WANTED_PAUSE));
+                    sleep(least).await;
+                    let _ = timeout(pause - least, writer.news_are_wanted()).await;
+                }
                 continue;
             }
         };
@@ -216,6 +236,7 @@ fn translate(event: watcher::Event<PodObject>, audience: &str) -> Option<Event> 
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
+    use kube::core::Status;
     use tokio::time::Instant;
 
     use super::*;
@@ -233,33 +254,38 @@ mod tests {
         }
     }
 
-    /// How long it takes until the table is synced, where the API server fails four times before it answers.
-    async fn back_after(wanted_every: Option<Duration>) -> Duration {
-        let failure = || Err(watcher::Error::WatchFailed(kube::Error::TlsRequired));
+    fn unreachable() -> watcher::Error {
+        watcher::Error::WatchFailed(kube::Error::TlsRequired)
+    }
+
+    fn overloaded() -> watcher::Error {
+        watcher::Error::WatchError(Box::new(
+            Status::failure("too many requests", "TooManyRequests").with_code(429),
+        ))
+    }
+
+    /// How long it takes until the table is synced, where the API server fails four times before it answers; and a
+    /// request waits, or not.
+    async fn back_after(failure: fn() -> watcher::Error, waits: bool) -> Duration {
         let answers = [Ok(watcher::Event::Init), Ok(watcher::Event::InitDone)];
-        let stream = stream::iter((0..4).map(|_| failure()).chain(answers));
+        let stream = stream::iter((0..4).map(|_| Err(failure())).chain(answers));
         let (table, writer) = PodTable::new();
         let began = Instant::now();
-        let wanting = async {
-            while let Some(every) = wanted_every {
-                table.want_news();
-                sleep(every).await;
-            }
-            std::future::pending().await
-        };
+        let _wanted = waits.then(|| table.want_news());
+        // One that has been answered is none that waits.
+        drop(table.want_news());
         let clock = Clock::from_fn(|| std::time::UNIX_EPOCH);
-        tokio::select! {
-            () = run(stream, writer, String::new(), clock, Metrics::default(), drop) => {}
-            () = wanting => {}
-        }
+        run(stream, writer, String::new(), clock, Metrics::default(), drop).await;
         assert!(table.synced());
         began.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_api_server_is_asked_soon_where_a_request_waits_for_its_news() {
-        assert!(Duration::from_millis(400 + 800 + 1600 + 2500) <= back_after(None).await);
-        assert!(back_after(Some(Duration::from_millis(1))).await < 5 * WANTED_PAUSE);
+    async fn an_api_server_out_of_reach_is_tried_soon_while_a_request_waits_and_no_other() {
+        let all_pauses = Duration::from_millis(400 + 800 + 1600 + 2500);
+        assert!(back_after(unreachable, true).await <= 4 * WANTED_PAUSE + Duration::from_millis(10));
+        assert!(all_pauses <= back_after(unreachable, false).await);
+        assert!(all_pauses <= back_after(overloaded, true).await);
     }
 
     #[test]

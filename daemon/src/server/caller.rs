@@ -287,6 +287,7 @@ impl Callers {
     pub(super) async fn find_out(&self, request: Request<'_>, arrived: Instant) -> Result<Arc<Pod>, Refusal> {
         let deadline = arrived + self.config.wait;
         let mut undecided = Refusal::NotReady;
+        let mut wanted = None;
         loop {
             // Subscribed before looking, so that no change falls in between.
             let (mut pods, mut node) = (self.table.changes(), self.node.changes());
@@ -302,7 +303,7 @@ impl Callers {
                 let decision = decide(self.hear(request, arrived).await);
                 let Decision::Wait(refusal) = decision else { return Some(decision) };
                 undecided = refusal;
-                self.table.want_news();
+                wanted.get_or_insert_with(|| self.table.want_news());
                 std::future::pending().await
             };
             let decided = timeout_at(deadline, async {

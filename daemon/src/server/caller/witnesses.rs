@@ -227,14 +227,16 @@ async fn a_pod_that_the_watch_has_not_shown_waits_for_it_if_its_token_is_signed(
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_for_the_watch_has_it_look_at_once() {
+async fn whoever_waits_for_the_watch_wants_its_news_as_long_as_it_waits() {
     let mut fixture = fixture(vec![builder("a").ip("10.0.0.1")], false);
     let token = fixture.written("a");
     let writer = fixture.writer.take().unwrap();
+    let are_wanted = || writer.news_are_wanted().now_or_never().is_some();
     assert_eq!(fixture.ask("10.0.0.1", Some(&token)).await, "caller a");
-    assert!(writer.news_are_wanted().now_or_never().is_none(), "nobody waited");
-    assert_eq!(fixture.ask("10.0.0.2", None).await, "pod_unknown");
-    assert!(writer.news_are_wanted().now_or_never().is_some());
+    assert!(!are_wanted());
+    let answer = while_waiting(fixture.ask("10.0.0.2", None), || assert!(are_wanted())).await;
+    assert_eq!(answer, "pod_unknown");
+    assert!(!are_wanted());
 }
 
 #[tokio::test(start_paused = true)]
