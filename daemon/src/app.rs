@@ -222,7 +222,12 @@ impl App {
             let node = &config.kubernetes.node_name;
             let (publisher, events) =
                 Publisher::new(client.clone(), node, issuer, audience.clone(), events_metrics);
-            tasks.spawn("events", publisher.run());
+            let keys = verifier.clone();
+            tasks.spawn("events", async move {
+                // They name the cluster's issuer, which is learned with its keys.
+                keys.keys_asked_for().await;
+                publisher.run().await;
+            });
             events
         } else {
             Events::off()

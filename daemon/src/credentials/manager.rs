@@ -113,7 +113,7 @@ impl CredentialManager {
     /// clients fetch again and again near the end.
     pub fn valid(&self, key: &CredentialKey) -> Option<Arc<Credentials>> {
         let now = self.shared.clock.now();
-        self.shared.unchanged_table().status(key)?.hand_out(now).cloned()
+        self.shared.look().status(key)?.hand_out(now).cloned()
     }
 
     /// As [`Self::valid`], for whoever will ask for the same again.
@@ -242,14 +242,14 @@ impl Pending {
 impl Shared {
     /// The table, to change it.
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {
-        let table = self.unchanged_table();
+        let table = self.look();
         // Before the change and under the lock: whoever reads the new number looks after the change.
         self.version.fetch_add(1, Ordering::Release);
         table
     }
 
     /// The table, to look at it.
-    fn unchanged_table(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn look(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

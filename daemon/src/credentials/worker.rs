@@ -108,7 +108,7 @@ impl<S: Sts> Worker<S> {
         if self.follow_clock_at <= now.at {
             self.follow_clock_at = now.at + LONGEST_SLEEP;
             self.shared.table().follow_clock(now);
-            let waits_for_before = self.shared.table().waits_for_before(now);
+            let waits_for_before = self.shared.look().waits_for_before(now);
             if !waits_for_before {
                 // It keeps what its exchanges came to, of pods that have gone as well.
                 self.shared.neighbors().before = None;
@@ -121,7 +121,7 @@ impl<S: Sts> Worker<S> {
             let Some(free_at) = self.pace.free_at(now.at) else {
                 break self.follow_clock_at;
             };
-            let Some(due_at) = self.shared.table().next_at() else {
+            let Some(due_at) = self.shared.look().next_at() else {
                 break self.follow_clock_at;
             };
             let begins_at = free_at.max(due_at);
@@ -133,7 +133,7 @@ impl<S: Sts> Worker<S> {
                 self.fetch(work);
             }
         };
-        let counts = self.shared.table().counts(now);
+        let counts = self.shared.look().counts(now);
         self.metrics.set_counts(counts);
         look_again_at
     }

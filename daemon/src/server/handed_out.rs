@@ -25,10 +25,15 @@ impl HandedOut {
         credentials: &CredentialManager,
         now: SystemTime,
     ) -> Option<Bytes> {
-        let last = self.last();
+        let mut last = self.last();
         let (then, found) = last.as_ref()?;
         // A pod that has changed is another value: its role may be another one.
-        (Arc::ptr_eq(then, pod) && credentials.holds(found, now)).then(|| found.credentials().reply())
+        if Arc::ptr_eq(then, pod) && credentials.holds(found, now) {
+            return Some(found.credentials().reply());
+        }
+        // Nobody needs the old keys any more.
+        *last = None;
+        None
     }
 
     /// Takes what `pod` was handed out.
