@@ -158,7 +158,7 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
     let mut world = World::start(&folder, &built(&run.images)?).await?;
     world.install().await?;
     world.ensure_shims_are_apart().await?;
-    report.begin("cluster");
+    report.begin(report::CLUSTER);
     report.add(Figure::new(
         "two nodes with Rolecall are up, a replica of the shim on each",
         format!("{:.0} s", report.elapsed().as_secs_f64()),

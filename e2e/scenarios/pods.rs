@@ -102,12 +102,12 @@ impl Summary {
     pub(crate) fn all_answered(&self) -> Result<String> {
         ensure!(
             self.failed == 0,
-            "{} of {} requests failed; {}",
+            "{} of {} requests failed; the longest {}; {}",
             self.failed,
             self.answers,
+            self.slowest,
             self.failures.iter().chain(&self.refusals).map(Answer::to_string).collect::<Vec<_>>().join("; ")
         );
-        println!("         the longest request: {}", self.slowest);
         Ok(format!(
             "{} of {} requests succeed, the longest after {:.0} ms",
             self.answers,

@@ -46,6 +46,22 @@ pub(crate) async fn late_daemon(world: &World, report: &mut Report, pods: usize)
 }
 
 async fn race_without_daemon(world: &World, latency: Duration, count: usize) -> Result<Vec<Answer>> {
+    let names: Vec<String> =
+        (0..count).map(|index| format!("early-{}ms-{index}", latency.as_millis())).collect();
+    let started = start_without_daemon(world, &names).await;
+    world.sts.set_behavior(Behavior::slow(latency));
+    // Whatever went wrong: the scenarios that follow need it.
+    world.install().await?;
+    started?;
+    let pods = world.pods(NAMESPACE);
+    let answers: Vec<Answer> = pods.outcomes(&names).await?;
+    world.sts.behave();
+    ensure_own(world, names.iter().zip(&answers))?;
+    pods.clear().await?;
+    Ok(answers)
+}
+
+async fn start_without_daemon(world: &World, names: &[String]) -> Result<()> {
     world.kubectl(&["delete", "--wait=true", "-n", ROLECALL, "daemonset", "rolecall-daemon"])?;
     world.kubectl(&[
         "wait",
@@ -58,20 +74,13 @@ async fn race_without_daemon(world: &World, latency: Duration, count: usize) -> 
         "--timeout=120s",
     ])?;
     let pods = world.pods(NAMESPACE);
-    let names: Vec<String> = (0..count).map(|index| format!("early-{index}")).collect();
-    for name in &names {
+    for name in names {
         pods.create(&probe(name, "racer", &["once", "--once-it-listens"])).await?;
     }
-    for name in &names {
+    for name in names {
         pods.running(name).await?;
     }
-    world.sts.set_behavior(Behavior::slow(latency));
-    world.install().await?;
-    let answers: Vec<Answer> = pods.outcomes(&names).await?;
-    world.sts.behave();
-    ensure_own(world, names.iter().zip(&answers))?;
-    pods.clear().await?;
-    Ok(answers)
+    Ok(())
 }
 
 /// Pods come while every daemon is replaced, again and again until all pods have come: a part of the `pods` for each

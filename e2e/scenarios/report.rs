@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::pods::Answer;
 
+/// What comes before all scenarios.
+pub(crate) const CLUSTER: &str = "cluster";
+
 /// What has been shown so far.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -52,6 +55,7 @@ impl Report {
     /// How many scenarios have shown something.
     pub(crate) fn scenarios(&self) -> usize {
         let mut names: Vec<&str> = self.lines.iter().map(|line| line.scenario.as_str()).collect();
+        names.retain(|name| *name != CLUSTER);
         names.dedup();
         names.len()
     }

@@ -56,12 +56,12 @@ pub(crate) struct Outcome {
 
 /// Runs all clients side by side, one begun after the other, and returns the table for the documentation.
 pub(crate) async fn run(world: &World, report: &mut Report) -> Result<String> {
-    world.sts.set_session_seconds(Some(SESSION_SECONDS));
     let clients = client::available();
     for client in &clients {
         let role = world.service_account(NAMESPACE, client.name).await?;
         // Slow to hand out credentials, and not to say whose they are.
         world.sts.set_role_behavior(&role, Some(Behavior::slow(SLOW)));
+        world.sts.set_role_session_seconds(&role, Some(SESSION_SECONDS));
     }
     let connections = Connections::count(world)?;
     let outcomes = join_all(clients.iter().zip(0..).map(async |(client, turn)| {
@@ -71,7 +71,6 @@ pub(crate) async fn run(world: &World, report: &mut Report) -> Result<String> {
     .await;
     drop(connections);
     world.sts.behave();
-    world.sts.set_session_seconds(None);
     world.pods(NAMESPACE).clear().await?;
 
     for outcome in &outcomes {

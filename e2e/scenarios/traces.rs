@@ -35,6 +35,19 @@ const SETTINGS: [&str; 8] = [
     "net/ipv6/conf/all/forwarding",
 ];
 
+/// The programs of a cluster, by the fifteen characters that the kernel keeps.
+const PROGRAMS: [&str; 9] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "containerd",
+    "containerd-shim",
+    "probe",
+];
+
 /// Folders in which Kubernetes and containerd leave things.
 const FOLDERS: [&str; 10] = [
     "/var/lib",
@@ -171,6 +184,13 @@ impl Snapshot {
         for folder in FOLDERS {
             for entry in fs::read_dir(folder).into_iter().flatten() {
                 lines.insert(format!("{folder}: {}", entry?.file_name().to_string_lossy()));
+            }
+        }
+        for entry in fs::read_dir("/proc")? {
+            let process = entry?.file_name().to_string_lossy().into_owned();
+            let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+            if PROGRAMS.contains(&name.trim()) {
+                lines.insert(format!("process: {process} {name}"));
             }
         }
         lines.extend(cgroups::named("")?.into_iter().map(|name| format!("control group: {name}")));

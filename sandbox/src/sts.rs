@@ -148,6 +148,11 @@ impl StsServer {
         self.0.state.account.set_session_seconds(seconds);
     }
 
+    /// The same for one role, before what is set for all.
+    pub fn set_role_session_seconds(&self, role_arn: &str, seconds: Option<u64>) {
+        self.0.state.account.set_role_session_seconds(role_arn, seconds);
+    }
+
     // Faults.
 
     /// Behaves like this from now on, towards every request that no script and no role's own behavior covers.
@@ -221,7 +226,7 @@ impl StsServer {
     /// Waits until the record is as `condition` says; asked again whenever a call arrives or ends.
     pub async fn wait_until(&self, mut condition: impl FnMut(&[Call]) -> bool) {
         let ledger = &self.0.state.ledger;
-        ledger.wait_until(|| condition(&ledger.calls())).await;
+        ledger.wait_until(|| ledger.look(&mut condition)).await;
     }
 
     /// The most calls that have been under way at one moment.

@@ -430,6 +430,23 @@ async fn an_expired_session_is_nobody() {
 }
 
 #[tokio::test]
+async fn the_sessions_of_one_role_may_be_shorter_than_those_of_others() {
+    let fixture = Fixture::start().await;
+    let seconds = |fixture: &Fixture| {
+        let session = fixture.sts.issued().pop().unwrap();
+        session.expires_at.duration_since(session.issued_at).unwrap().as_secs()
+    };
+    for (of_role, of_all, expect) in
+        [(Some(90), Some(200), 90), (None, Some(200), 200), (Some(90), None, 90), (None, None, 3600)]
+    {
+        fixture.sts.set_session_seconds(of_all);
+        fixture.sts.set_role_session_seconds(ROLE, of_role);
+        fixture.assume().await.unwrap();
+        assert!(expect - seconds(&fixture) <= 1, "{of_role:?} {of_all:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_session_assumes_another_role_that_trusts_its_own() {
     let fixture = Fixture::start().await;
     let sts = &fixture.sts;

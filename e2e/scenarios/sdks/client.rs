@@ -97,7 +97,11 @@ impl Client {
         // What it says is the termination message; where it fails, the end of its log is.
         let script = match self.keeps_credentials {
             true => r#"exec "$@" >/dev/termination-log"#.to_owned(),
-            false => format!(r#"{{ "$@" && sleep {} && "$@"; }} >/dev/termination-log"#, beyond.as_secs()),
+            // Both at once, for what is there already hides the log of a failure.
+            false => format!(
+                r#"one=$("$@") && sleep {} && other=$("$@") && echo "$one$other" >/dev/termination-log"#,
+                beyond.as_secs()
+            ),
         };
         let mut command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()];
         command.extend(words);

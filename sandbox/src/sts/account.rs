@@ -60,6 +60,7 @@ struct RoleEntry {
     id: String,
     policy: TrustPolicy,
     max_session: Duration,
+    session_seconds: Option<u64>,
 }
 
 impl fmt::Debug for IssuedSession {
@@ -115,6 +116,10 @@ impl Account {
 
     pub(super) fn set_session_seconds(&self, seconds: Option<u64>) {
         self.registry().session_seconds = seconds;
+    }
+
+    pub(super) fn set_role_session_seconds(&self, role_arn: &str, seconds: Option<u64>) {
+        self.registry().role(role_arn).session_seconds = seconds;
     }
 
     pub(super) fn issued(&self) -> Vec<IssuedSession> {
@@ -188,6 +193,7 @@ impl Registry {
             id: format!("AROA{}", ids::base32(17)),
             policy: TrustPolicy::nobody(),
             max_session: DEFAULT_MAX_SESSION,
+            session_seconds: None,
         })
     }
 
@@ -199,9 +205,10 @@ impl Registry {
         subject: Option<String>,
     ) -> Result<IssuedSession, StsError> {
         let role = Role::parse(role_arn)?;
-        let role_id = self.role(role_arn).id.clone();
+        let RoleEntry { id, session_seconds, .. } = self.role(role_arn);
+        let (role_id, of_role) = (id.clone(), *session_seconds);
         let issued_at = clock::now();
-        let lifetime = self.session_seconds.unwrap_or(duration_seconds);
+        let lifetime = of_role.or(self.session_seconds).unwrap_or(duration_seconds);
         let session = IssuedSession {
             access_key_id: format!("ASIA{}", ids::base32(16)),
             // As long as AWS's: 40 characters, and a token of several hundred.

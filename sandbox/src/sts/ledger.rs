@@ -131,6 +131,10 @@ impl Ledger {
         self.book().calls.clone()
     }
 
+    pub(super) fn look<T>(&self, at: impl FnOnce(&[Call]) -> T) -> T {
+        at(&self.book().calls)
+    }
+
     pub(super) fn count(&self) -> usize {
         self.book().calls.len()
     }
