@@ -181,6 +181,7 @@ impl std::fmt::Display for Outcome {
         }
         match self.timeouts() {
             0 => {}
+            1 => write!(f, ", a timeout")?,
             timeouts => write!(f, ", {timeouts} timeouts")?,
         }
         if self.is_renewed() { write!(f, ", renewed") } else { write!(f, ", not renewed") }

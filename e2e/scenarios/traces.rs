@@ -109,7 +109,12 @@ pub(crate) async fn victim(folder: PathBuf, program: &Path) -> Result<()> {
 }
 
 fn start() -> Result<Child> {
-    let mut child = Command::new(std::env::current_exe()?).arg("victim").stdout(Stdio::piped()).spawn()?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("victim")
+        // What is kept to look at would be a trace.
+        .env_remove("ROLECALL_KEEP")
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().context("its output is a pipe")?).read_line(&mut line)?;
     ensure!(line.trim() == UP, "the cluster to be killed did not start");
