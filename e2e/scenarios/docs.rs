@@ -52,6 +52,7 @@ The clients start five seconds apart; loading what they need, as the classes of 
 *Timeouts met* says how often the client gave a connection up and began another before STS had handed out the credentials, as the kernel of its node counts connections.
 The relative URI is for SDKs that are too old to know the address of the full URI, or to read the token from a file.
 The AWS CLI v2, Ruby and PHP are those of Debian 12.
+.NET and AWS's own SDK for PHP are not among them: nothing here installs from the registries that have them.
 Sessions last 150 s, and the daemon says 60 s less; the same client goes on calling for 180 s, beyond the expiry of its first credentials, which STS refuses by then.
 It is *renewed* when no call fails and STS has seen calls that were signed with other credentials than the first.
 A command line is a process for each call; it is called again after those 180 s.
