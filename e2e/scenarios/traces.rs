@@ -194,7 +194,9 @@ impl Snapshot {
         for entry in fs::read_dir("/proc")? {
             let process = entry?.file_name().to_string_lossy().into_owned();
             let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
-            if PROGRAMS.contains(&name.trim()) {
+            // One that has ended has a name until its parent has asked for its status, but no program any more.
+            let runs = fs::read_link(format!("/proc/{process}/exe")).is_ok();
+            if runs && PROGRAMS.contains(&name.trim()) {
                 lines.insert(format!("process: {process} {name}"));
             }
         }
