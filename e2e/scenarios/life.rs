@@ -218,10 +218,10 @@ async fn sts_away(world: &World, report: &mut Report) -> Result<()> {
         failed = unreachable(world)?.checked_sub(before).context("the daemon is another one")?;
     }
     ensure!(failed != 0, "the daemon did not notice that STS was away");
+    // Another key is the sign that it has recovered; the one of before is taken while STS cannot give it.
+    let first = ask(world, ASKER, &[])?.access_key_id;
     world.sts.set_outage(false).await?;
     let away = begun.elapsed().as_secs();
-    // Another key is the sign that it has recovered.
-    let first = ask(world, ASKER, &[])?.access_key_id;
     tokio::time::timeout(SESSION, async {
         while ask(world, ASKER, &[])?.access_key_id == first {
             tokio::time::sleep(Duration::from_millis(200)).await;
