@@ -11,7 +11,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
-    time::timeout,
+    time::{self, timeout_at},
 };
 
 /// What one pod sends, and from where.
@@ -105,19 +105,21 @@ pub(crate) async fn repeat(server: SocketAddr, asker: &Asker, reuse: bool, count
 /// Longer than any answer takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// One answer of 200 with all its bytes, however it is framed. Only silence of `read_timeout` between two reads,
-/// the connection included, makes it fail, as with many SDKs; nothing is tried twice.
+/// One answer of 200 with all its bytes, however it is framed. Only silence of `read_timeout` makes it fail, as with
+/// many SDKs: from before it connects until the first byte, and between two reads. Nothing is tried twice.
 ///
 /// # Errors
 /// Silence, a reset, an early end, or another status.
 pub(crate) async fn answer(server: SocketAddr, asker: &Asker, read_timeout: Duration) -> Result<Vec<u8>> {
+    let mut until = time::Instant::now() + read_timeout;
     let connect = connect(server, asker.address);
-    let mut stream = timeout(read_timeout, connect).await.context("silence while connecting")??;
+    let mut stream = timeout_at(until, connect).await.context("silence while connecting")??;
     stream.write_all(&asker.request).await?;
     let mut bytes = Vec::with_capacity(4096);
     loop {
-        let read = timeout(read_timeout, stream.read_buf(&mut bytes)).await;
+        let read = timeout_at(until, stream.read_buf(&mut bytes)).await;
         ensure!(read.context("silence")?? != 0, "the connection ended within the answer");
+        until = time::Instant::now() + read_timeout;
         if is_complete(&bytes)? {
             ensure!(bytes.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&bytes));
             return Ok(bytes);

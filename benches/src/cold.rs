@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use crate::{
     client::{self, Asker},
     network::pod_address,
-    node::{self, LIMIT, Node, Token},
+    node::{self, LIMIT, Node, STS_BURST, Token},
     process::CpuTime,
     report::{Goal, Report, Subject, table},
     spread::Spread,
@@ -27,8 +27,9 @@ const GOAL_MS: f64 = 2.0;
 /// Processes of one pod that ask together.
 const HERD: usize = 64;
 
-/// Pods that start together.
+/// Pods that start together, and STS's time for each of them.
 const CROWD: usize = 250;
+const CROWD_STS_TIME: Duration = Duration::from_millis(50);
 
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let mut rows = Vec::new();
@@ -63,9 +64,7 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
             );
         }
     }
-    for (latency, pods, each) in
-        [(Duration::from_millis(300), 1, HERD), (Duration::from_millis(50), CROWD, 1)]
-    {
+    for (latency, pods, each) in [(Duration::from_millis(300), 1, HERD), (CROWD_STS_TIME, CROWD, 1)] {
         let (took, calls) = together(latency, pods, each).await?;
         ensure!(calls == pods, "{calls} exchanges for {pods} pods");
         let sts = latency.as_secs_f64() * 1e3;
@@ -82,9 +81,9 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
         "cold: credentials that are not there yet",
         format!(
             "{}\nMedians. STS's own time is that of the same exchange made without the daemon, in turns with it.\n\
-             Of {CROWD} pods at once, 16 exchanges run at a time (`--sts-burst`), so {} ms is the least.\n",
+             Of {CROWD} pods at once, {STS_BURST} exchanges run at a time (`--sts-burst`), so {} ms is the least.\n",
             table(&head, &rows),
-            CROWD.div_ceil(16) * 50
+            CROWD.div_ceil(STS_BURST) as u128 * CROWD_STS_TIME.as_millis()
         ),
     );
     Ok(())
@@ -129,7 +128,7 @@ async fn miss(latency: Duration, times: usize) -> Result<Miss> {
 /// Milliseconds until `each` requests of each of `pods` are answered, all sent at once when the pods come, and the
 /// exchanges that it took.
 async fn together(latency: Duration, pods: usize, each: usize) -> Result<(f64, usize)> {
-    let mut node = Node::start(&[], &Vec::new()).await?;
+    let mut node = Node::start(&[&node::sts_burst()], &Vec::new()).await?;
     node.world.sts.set_behavior(Behavior::slow(latency));
     let gate = node.world.sts.hold();
     for index in 0..pods {

@@ -21,7 +21,9 @@ pub(crate) fn run(body: String) -> Result<()> {
         .worker_threads(threads)
         .enable_all()
         .build()?
-        .block_on(serve(body.into()))
+        // A task accepts, as in the daemon: the main thread is none of the pool's, so from there each connection would
+        // have to wake another thread.
+        .block_on(async { tokio::spawn(serve(body.into())).await? })
 }
 
 async fn serve(body: Bytes) -> Result<()> {

@@ -1,7 +1,8 @@
 //! A daemon that takes over from another one under load: when does it serve, and does any request fail?
 
 use std::{
-    net::SocketAddr,
+    mem,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,20 +11,25 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tokio::task::{JoinSet, block_in_place};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::{JoinSet, block_in_place},
+    time::{sleep, timeout},
+};
 
 use crate::{
     client::{self, Asker},
     node::{LIMIT, Node, Token},
     process::Daemon,
     report::{Goal, Report, Subject, table},
-    spread::{Spread, sorted},
+    spread::Spread,
 };
 
 const PODS: usize = 250;
 
 /// Daemons that take over, one after another.
-const TAKEOVERS: usize = 5;
+const TAKEOVERS: u16 = 5;
 
 /// Pods that ask all the time: half of them keep their connections.
 const CLIENTS: usize = 16;
@@ -31,10 +37,33 @@ const CLIENTS: usize = 16;
 /// Between two requests of a client.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Requests on either side of a hand-over that make sure that it happens under load.
+/// How long is asked before each step of a hand-over and after it, so that all of it happens under load.
 const AROUND: Duration = Duration::from_millis(300);
 
-/// What the clients saw of one hand-over.
+/// Of the first daemon's metrics.
+const METRICS_PORT: u16 = 9911;
+
+/// What a new daemon must have done within this many seconds.
+const GOAL_SERVES: f64 = 1.0;
+
+/// What was measured.
+struct Figures {
+    rounds: Vec<Round>,
+    /// Exchanges with STS in all of them.
+    exchanges: usize,
+}
+
+/// One hand-over.
+struct Round {
+    /// Seconds from exec until the new daemon was ready, and until it had answered a request.
+    ready: f64,
+    serving: f64,
+    /// What the clients saw in the time before, and from before the new daemon until after the old one.
+    before: Seen,
+    across: Seen,
+}
+
+/// What clients saw.
 #[derive(Default)]
 struct Seen {
     answered: usize,
@@ -45,81 +74,168 @@ struct Seen {
 
 /// Starts daemon after daemon on a node that is asked all the time.
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
+    let figures = measure().await?;
+    for goal in goals(&figures) {
+        report.goal(goal);
+    }
+    report.section("handover: a daemon that takes over from another", section(&figures));
+    Ok(())
+}
+
+impl Figures {
+    fn spread(&self, of: impl Fn(&Round) -> f64) -> Spread {
+        Spread::of(self.rounds.iter().map(of))
+    }
+
+    fn seen(&self) -> impl Iterator<Item = &Seen> {
+        self.rounds.iter().flat_map(|round| [&round.before, &round.across])
+    }
+
+    fn answered(&self) -> usize {
+        self.seen().map(|seen| seen.answered).sum()
+    }
+
+    fn failures(&self) -> Vec<&String> {
+        self.seen().flat_map(|seen| &seen.failures).collect()
+    }
+}
+
+impl Seen {
+    fn longest_wait(&self) -> f64 {
+        self.waits.iter().copied().fold(f64::NAN, f64::max)
+    }
+}
+
+async fn measure() -> Result<Figures> {
     let scratch = tempfile::tempdir()?;
-    let flag = format!("--handover-socket={}", scratch.path().join("handover/handover.sock").display());
-    let flags = [flag.as_str()];
-    let mut node = Node::start(&flags, &Vec::new()).await?;
+    let handover = format!("--handover-socket={}", scratch.path().join("handover/handover.sock").display());
+    let flags = |daemon: u16| [handover.clone(), format!("--metrics-listen={}", metrics_of(daemon))];
+    let [first, second] = flags(0);
+    let mut node = Node::start(&[&first, &second], &Vec::new()).await?;
     node.add_pods(PODS).await?;
     let exchanges = node.world.sts.call_count();
-    let (mut ready, mut waits, mut ordinary) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut answered, mut failures) = (0, Vec::new());
-    for _ in 0..TAKEOVERS {
-        let world = node.world.clone();
-        let quiet = Clients::start(&node)?;
-        tokio::time::sleep(AROUND).await;
-        ordinary.extend(sorted(quiet.stop().await?.waits.into_iter()).last().copied());
-        let clients = Clients::start(&node)?;
-        tokio::time::sleep(AROUND).await;
-        let next = block_in_place(|| Daemon::start(&world, &flags, &Vec::new()))?;
-        ready.push(next.ready_after.as_secs_f64());
-        tokio::time::sleep(AROUND).await;
-        let seen = clients.stop().await?;
-        waits.extend(sorted(seen.waits.into_iter()).last().copied());
-        answered += seen.answered;
-        failures.extend(seen.failures);
-        // The kubelet stops the old one only once the new one is ready.
-        std::mem::replace(&mut node.daemon, next).process.end()?;
+    let mut rounds = Vec::new();
+    for daemon in 1..=TAKEOVERS {
+        rounds.push(take_over(&mut node, &flags(daemon), metrics_of(daemon)).await?);
     }
-    let exchanged = node.world.sts.call_count() - exchanges;
-    let (ready, waits) = (Spread::of(ready.into_iter()), Spread::of(waits.into_iter()));
-    report.goal(Goal {
+    Ok(Figures { rounds, exchanges: node.world.sts.call_count() - exchanges })
+}
+
+/// Has a new daemon with these flags take over from that of the node.
+async fn take_over(node: &mut Node, [handover, metrics]: &[String; 2], tells: SocketAddr) -> Result<Round> {
+    let clients = Clients::start(node)?;
+    sleep(3 * AROUND).await;
+    let before = clients.stop().await?;
+    let clients = Clients::start(node)?;
+    sleep(AROUND).await;
+    let began = Instant::now();
+    let world = node.world.clone();
+    let next = block_in_place(|| Daemon::start(&world, &[handover, metrics], &Vec::new()))?;
+    until_it_answers(tells).await?;
+    let serving = began.elapsed().as_secs_f64();
+    sleep(AROUND).await;
+    // The kubelet stops the old one only once the new one is ready.
+    let ready = next.ready_after.as_secs_f64();
+    let old = mem::replace(&mut node.daemon, next);
+    block_in_place(|| old.process.end())?;
+    sleep(AROUND).await;
+    Ok(Round { ready, serving, before, across: clients.stop().await? })
+}
+
+/// Where this daemon tells its metrics: each has an address of its own there, so that it is known which one answers.
+fn metrics_of(daemon: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, METRICS_PORT + daemon).into()
+}
+
+/// Waits until the daemon with these metrics has answered a request: to be ready is what it says of itself.
+async fn until_it_answers(metrics: SocketAddr) -> Result<()> {
+    let answered = async {
+        while requests_answered(metrics).await? == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    };
+    timeout(LIMIT, answered).await.context("the new daemon answers no request")?
+}
+
+/// How many requests the daemon with these metrics has answered.
+async fn requests_answered(metrics: SocketAddr) -> Result<u64> {
+    let mut stream = TcpStream::connect(metrics).await.context("connect to the metrics")?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    let name = r#"rolecall_requests_total{outcome="answered"} "#;
+    let count = text.lines().find_map(|line| line.strip_prefix(name));
+    Ok(count.with_context(|| format!("the metrics have no {name}"))?.parse()?)
+}
+
+fn goals(figures: &Figures) -> [Goal; 3] {
+    let serving = figures.spread(|round| round.serving);
+    let (answered, failed) = (figures.answered(), figures.failures().len());
+    let goal = |what: String, goal: &str, figure: String, spread: String, is_met: bool| Goal {
         subject: Subject::Start,
-        what: format!("hand-over with {PODS} pods until the new daemon serves"),
-        goal: "under 1 s".to_owned(),
-        figure: format!("{:.3} s", ready.median),
-        spread: ready.all(3),
-        is_met: ready.median < 1.0,
-    });
-    report.goal(Goal {
-        subject: Subject::Start,
-        what: format!("requests that fail in {TAKEOVERS} hand-overs"),
-        goal: "none".to_owned(),
-        figure: format!("{} of {answered}", failures.len()),
-        spread: String::new(),
-        is_met: failures.is_empty() && answered != 0,
-    });
-    report.goal(Goal {
-        subject: Subject::Start,
-        what: format!("exchanges with STS for {TAKEOVERS} hand-overs"),
-        goal: "none".to_owned(),
-        figure: exchanged.to_string(),
-        spread: String::new(),
-        is_met: exchanged == 0,
-    });
-    let row = |what: &str, figure: String, spread: String| vec![what.to_owned(), figure, spread];
-    let ordinary = Spread::of(ordinary.into_iter());
+        what,
+        goal: goal.to_owned(),
+        figure,
+        spread,
+        is_met,
+    };
+    [
+        goal(
+            format!("hand-over with {PODS} pods until the new daemon has answered a request"),
+            &format!("under {GOAL_SERVES:.0} s"),
+            format!("{:.3} s", serving.median),
+            serving.all(3),
+            serving.median < GOAL_SERVES,
+        ),
+        goal(
+            format!("requests that fail before, in and after {TAKEOVERS} hand-overs"),
+            "none",
+            format!("{failed} of {}", answered + failed),
+            String::new(),
+            failed == 0 && answered != 0,
+        ),
+        goal(
+            format!("exchanges with STS for {TAKEOVERS} hand-overs"),
+            "none",
+            figures.exchanges.to_string(),
+            String::new(),
+            figures.exchanges == 0,
+        ),
+    ]
+}
+
+fn section(figures: &Figures) -> String {
+    let measured = |what: &str, spread: Spread, decimals: usize| {
+        vec![what.to_owned(), format!("{:.decimals$}", spread.median), spread.all(decimals)]
+    };
+    let counted = |what: &str, figure: String| vec![what.to_owned(), figure, String::new()];
+    let failures = figures.failures();
     let rows = [
-        row("from exec until the new daemon serves, s", format!("{:.3}", ready.median), ready.all(3)),
-        row("longest wait of a request across a hand-over, ms", format!("{:.1}", waits.median), waits.all(1)),
-        row(
-            "longest wait of a request in the 0.3 s before, ms",
-            format!("{:.1}", ordinary.median),
-            ordinary.all(1),
+        measured("from exec until the new daemon is ready, s", figures.spread(|round| round.ready), 3),
+        measured("from exec until it has answered a request, s", figures.spread(|round| round.serving), 3),
+        measured(
+            "longest wait of a request across a hand-over, ms",
+            figures.spread(|round| round.across.longest_wait()),
+            1,
         ),
-        row("requests answered, and failed", format!("{answered}, {}", failures.len()), String::new()),
-        row("exchanges with STS", exchanged.to_string(), String::new()),
+        measured(
+            "longest wait of a request in as long a time before, ms",
+            figures.spread(|round| round.before.longest_wait()),
+            1,
+        ),
+        counted("requests answered, and failed", format!("{}, {}", figures.answered(), failures.len())),
+        counted("exchanges with STS", figures.exchanges.to_string()),
     ];
-    report.section(
-        "handover: a daemon that takes over from another",
-        format!(
-            "{}\nMedians of {TAKEOVERS} hand-overs with {PODS} warm pods, of which {CLIENTS} ask again and again, with pauses of {} ms; \
-             one half keeps its connections, the other opens one for each request, and nobody tries twice.\n{}",
-            table(&["", "", "spread"], &rows),
-            PAUSE.as_millis(),
-            failures.first().map(|failure| format!("The first failure: {failure}\n")).unwrap_or_default()
-        ),
-    );
-    Ok(())
+    format!(
+        "{}\nMedians of {TAKEOVERS} hand-overs with {PODS} warm pods, of which {CLIENTS} ask again and again, with pauses of {} ms; \
+         one half keeps its connections, the other opens one for each request, and nobody tries twice.\n\
+         They ask from {around} ms before the new daemon until {around} ms after the old one, which is told to end {around} ms after the new one has answered.\n{}",
+        table(&["", "", "spread"], &rows),
+        PAUSE.as_millis(),
+        failures.first().map(|failure| format!("The first failure: {failure}\n")).unwrap_or_default(),
+        around = AROUND.as_millis(),
+    )
 }
 
 /// Clients under way.
@@ -160,7 +276,7 @@ async fn ask_on(server: SocketAddr, asker: Asker, keeps: bool, is_over: &AtomicB
     let mut kept = None;
     while !is_over.load(Ordering::Relaxed) {
         let asked = Instant::now();
-        match tokio::time::timeout(LIMIT, client::ask(server, &asker, &mut kept)).await? {
+        match timeout(LIMIT, client::ask(server, &asker, &mut kept)).await? {
             Ok(_) => seen.answered += 1,
             Err(error) => {
                 seen.failures.push(format!("{error:#}"));
@@ -171,7 +287,36 @@ async fn ask_on(server: SocketAddr, asker: Asker, keeps: bool, is_over: &AtomicB
         if !keeps {
             kept = None;
         }
-        tokio::time::sleep(PAUSE).await;
+        sleep(PAUSE).await;
     }
     Ok(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(answered: usize, failures: &[&str]) -> Seen {
+        let failures: Vec<String> = failures.iter().map(|&failure| failure.to_owned()).collect();
+        Seen { answered, failures, waits: vec![1.0] }
+    }
+
+    #[track_caller]
+    fn check(serving: f64, before: Seen, across: Seen, exchanges: usize, expect: [bool; 3]) {
+        let rounds = vec![Round { ready: 0.01, serving, before, across }];
+        assert_eq!(goals(&Figures { rounds, exchanges }).map(|goal| goal.is_met), expect);
+    }
+
+    #[test]
+    fn what_fails_around_a_hand_over_counts_as_what_fails_in_it() {
+        check(0.1, seen(9, &[]), seen(9, &[]), 0, [true, true, true]);
+        check(0.1, seen(9, &[]), seen(9, &["reset"]), 0, [true, false, true]);
+        check(0.1, seen(9, &["reset"]), seen(9, &[]), 0, [true, false, true]);
+        check(0.1, seen(0, &[]), seen(0, &[]), 0, [true, false, true]);
+    }
+
+    #[test]
+    fn a_daemon_that_is_ready_and_does_not_answer_does_not_serve() {
+        check(1.5, seen(9, &[]), seen(9, &[]), 1, [false, true, false]);
+    }
 }

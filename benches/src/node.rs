@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rolecall_sandbox::{
+    Algorithm,
     cluster::pod::PodBuilder,
     world::{World, WorldPod},
 };
@@ -14,8 +15,13 @@ use crate::{
     network::pod_address,
     process::{Daemon, Wrapper},
 };
+
 /// Longer than anything takes that is to come.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// Exchanges with STS that run at a time. It is the daemon's default, and given all the same where it decides how long
+/// many of them take: what is said of that stays true when the default changes.
+pub(crate) const STS_BURST: usize = 16;
 
 /// A node with its daemon.
 pub(crate) struct Node {
@@ -34,7 +40,8 @@ pub(crate) enum Token {
 impl Node {
     /// One without pods, whose daemon has these flags.
     pub(crate) async fn start(flags: &[&str], wrapper: &Wrapper) -> Result<Self> {
-        let world = World::start().await?;
+        // What clusters sign with unless told otherwise.
+        let world = World::with_algorithm(Algorithm::Rs256).await?;
         let daemon = block_in_place(|| Daemon::start(&world, flags, wrapper))?;
         Ok(Self { world, daemon, pods: Vec::new() })
     }
@@ -92,6 +99,11 @@ pub(crate) fn pod_without_address(index: usize) -> PodBuilder {
         .service_account(&account)
         .role(&format!("arn:aws:iam::111122223333:role/{account}"))
         .token_optional()
+}
+
+/// The flag for [`STS_BURST`].
+pub(crate) fn sts_burst() -> String {
+    format!("--sts-burst={STS_BURST}")
 }
 
 pub(crate) fn service_account(index: usize) -> String {

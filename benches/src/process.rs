@@ -27,8 +27,12 @@ pub(crate) const ENDPOINT: &str = "169.254.170.23:80";
 /// Longer than anything takes that is to come.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Longer than an end takes: the daemon's drain has 25 s.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
 /// A process that is killed when this is dropped.
 pub(crate) struct Process {
+    name: &'static str,
     child: Child,
 }
 
@@ -83,7 +87,7 @@ impl Daemon {
             }
         }
         let began = Instant::now();
-        let mut process = Process { child: command.spawn().context("start the daemon")? };
+        let mut process = Process::start("the daemon", command)?;
         let ready = |process: &mut Process| -> Result<bool> {
             if let Some(status) = process.child.try_wait()? {
                 let log = fs::read_to_string(scratch.path().join("log")).unwrap_or_default();
@@ -106,15 +110,19 @@ pub(crate) fn start_floor(body: &[u8], wrapper: &Wrapper) -> Result<(Process, So
     let ourselves = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
     let mut command = wrapped(&ourselves, wrapper);
     command.arg("floor").arg(std::str::from_utf8(body)?).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().context("start the floor")?;
-    let stdout = child.stdout.take().context("the floor has an output")?;
-    let process = Process { child };
+    let mut process = Process::start("the floor", command)?;
+    let stdout = process.child.stdout.take().context("the floor has an output")?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
     Ok((process, line.trim().parse().context("the floor says where it listens")?))
 }
 
 impl Process {
+    fn start(name: &'static str, mut command: Command) -> Result<Self> {
+        let child = command.spawn().with_context(|| format!("start {name} with setpriv of util-linux"))?;
+        Ok(Self { name, child })
+    }
+
     /// Bytes that are resident and belong to nothing but this process: heap, stacks and changed data. The program's
     /// own pages are left out, for all daemons of a node share them with the page cache.
     pub(crate) fn anonymous_memory(&self) -> Result<u64> {
@@ -148,7 +156,11 @@ impl Process {
     pub(crate) fn end(mut self) -> Result<()> {
         let pid = i32::try_from(self.child.id())?;
         kill(Pid::from_raw(pid), Signal::SIGTERM)?;
-        self.child.wait()?;
+        let asked = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            ensure!(asked.elapsed() < END_LIMIT, "{} has not ended {END_LIMIT:?} after SIGTERM", self.name);
+            thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 
@@ -206,15 +218,14 @@ pub(crate) fn beside_us(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The kernel kills the program when this process is gone, whichever way that ends. To ask for that between fork and
+/// exec in our own code would take `unsafe`; setpriv does it and becomes the program, under the same process id.
+///
+/// To be started by the main thread: to the kernel, a parent is gone when the thread is that started the child.
 fn wrapped(program: &Path, wrapper: &Wrapper) -> Command {
-    match wrapper.split_first() {
-        None => Command::new(program),
-        Some((first, rest)) => {
-            let mut command = Command::new(first);
-            command.args(rest).arg(program);
-            command
-        }
-    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).args(wrapper).arg(program);
+    command
 }
 
 fn is_ready(admin: &Path) -> bool {

@@ -9,6 +9,10 @@ use crate::plot::Plot;
 /// All findings, in the order of their making.
 #[derive(Default)]
 pub(crate) struct Report {
+    /// Of the source, before the first benchmark: it may be another one when the page is written.
+    commit: String,
+    /// Of the machine, before the first benchmark.
+    load: String,
     goals: Vec<Goal>,
     sections: Vec<Section>,
     plots: Vec<(&'static str, Plot)>,
@@ -47,6 +51,11 @@ struct Section {
 }
 
 impl Report {
+    /// One without findings, to be made before anything is measured.
+    pub(crate) fn begin() -> Self {
+        Self { commit: commit(), load: load(), ..Self::default() }
+    }
+
     /// Takes a measured goal and prints it.
     pub(crate) fn goal(&mut self, goal: Goal) {
         println!(
@@ -92,7 +101,7 @@ impl Report {
     /// Writes the page, and the plots beside it.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         let mut page = String::from(HEAD);
-        writeln!(page, "\n## Machine\n\n{}\n{}", machine(), self.times())?;
+        writeln!(page, "\n## Machine\n\n{}\n{}", self.machine(), self.times())?;
         writeln!(page, "## Goals\n\n{}", self.goals_table())?;
         writeln!(page, "## What is not met\n\n{}", self.not_met())?;
         for Section { title, text } in &self.sections {
@@ -145,6 +154,23 @@ impl Report {
         text
     }
 
+    fn machine(&self) -> String {
+        let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let cores = available_parallelism().map_or(0, usize::from);
+        format!(
+            "{}, {cores} cores, Linux {}, {}, commit {}.\n\
+             Load over the last 15 minutes: {} before the first benchmark, {} at the end, the benchmarks included.\n",
+            model.trim_start_matches([' ', '\t', ':']),
+            kernel.trim(),
+            output("rustc", &["--version"]),
+            self.commit,
+            self.load,
+            load(),
+        )
+    }
+
     fn times(&self) -> String {
         let all: Duration = self.times.iter().map(|(_, time)| *time).sum();
         let each: Vec<String> =
@@ -172,26 +198,24 @@ const HEAD: &str = "# Benchmarks
 - The **floor** is hyper with nothing behind it, which answers every request with the daemon's own headers and body.
 - The daemon is the release binary in a process of its own, on a node whose pods have addresses of their own.
   STS, the kubelet's directory and the API server are those of `sandbox`.
+- Easier than on a node: STS and the API server speak HTTP without TLS, a single miss finds a connection to STS that stands, and the metadata firewall is off.
+  As on most nodes: tokens are signed with RS256.
 - A figure is the median over all turns; the spread is that of the middle half of the turns, unless it says otherwise.
 - *Instructions* are counted by callgrind: the figure that noise does not move.
 - `make bench ONLY=serve` runs one benchmark and prints it, without writing this page.
 ";
 
-fn machine() -> String {
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let cores = available_parallelism().map_or(0, usize::from);
+/// The commit that is checked out, and whether anything differs from it.
+fn commit() -> String {
     let commit = output("git", &["rev-parse", "--short=12", "HEAD"]);
     let changed = if output("git", &["status", "--porcelain"]).is_empty() { "" } else { ", with changes" };
-    format!(
-        "{}, {cores} cores, Linux {}, {}, commit {commit}{changed}.\nLoad over the last 15 minutes, these benchmarks included: {}.\n",
-        model.trim_start_matches([' ', '\t', ':']),
-        kernel.trim(),
-        output("rustc", &["--version"]),
-        load.split(' ').nth(2).unwrap_or("unknown"),
-    )
+    format!("{commit}{changed}")
+}
+
+/// The machine's over the last 15 minutes.
+fn load() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').nth(2).unwrap_or("unknown").to_owned()
 }
 
 fn output(program: &str, words: &[&str]) -> String {

@@ -7,7 +7,7 @@ use rolecall_sandbox::Behavior;
 use tokio::task::{JoinSet, block_in_place};
 
 use crate::{
-    node::Node,
+    node::{self, Node, STS_BURST},
     process::Daemon,
     report::{Goal, Report, Subject, table},
     spread::Spread,
@@ -18,21 +18,20 @@ const PODS: usize = 250;
 const STARTS: usize = 5;
 const STS_TIME: Duration = Duration::from_millis(50);
 
-/// Exchanges that the daemon has out at a time, by default.
-const AT_A_TIME: usize = 16;
-
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
-    let mut node = Node::start(&[], &Vec::new()).await?;
+    let flag = node::sts_burst();
+    let flags = [flag.as_str()];
+    let mut node = Node::start(&flags, &Vec::new()).await?;
     node.add_pods(PODS).await?;
     node.world.sts.set_behavior(Behavior::slow(STS_TIME));
     let (mut ready, mut served, mut sts) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..STARTS {
         sts.push(exchanges_alone(&node).await?.as_secs_f64());
-        let (world, flags, wrapper) = (node.world.clone(), [], Vec::new());
+        let world = node.world.clone();
         // The former one ends before the next binds its sockets.
         drop(node.daemon);
         let began = Instant::now();
-        node.daemon = block_in_place(|| Daemon::start(&world, &flags, &wrapper))?;
+        node.daemon = block_in_place(|| Daemon::start(&world, &flags, &Vec::new()))?;
         ready.push(node.daemon.ready_after.as_secs_f64());
         node.ask_all(0).await?;
         served.push(began.elapsed().as_secs_f64());
@@ -76,9 +75,9 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
 async fn exchanges_alone(node: &Node) -> Result<Duration> {
     let mut clients = JoinSet::new();
     let began = Instant::now();
-    for first in 0..AT_A_TIME {
+    for first in 0..STS_BURST {
         let sts = node.world.sts.clone();
-        let mine = (first..PODS).step_by(AT_A_TIME).map(|index| {
+        let mine = (first..PODS).step_by(STS_BURST).map(|index| {
             let pod = &node.pods[index];
             Ok((pod.role().unwrap_or_default().to_owned(), pod.token()?))
         });

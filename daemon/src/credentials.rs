@@ -33,7 +33,7 @@ pub use self::{
     exchange::{FetchError, Issued, Sts, StsError},
     handover::{Counterpart, Inherited, Outcome},
     issued::{Credentials, MalformedAnswer},
-    manager::{CredentialManager, Found, Pending, TooManyRoles},
+    manager::{CredentialManager, Found, Mark, Pending, TooManyRoles},
     metrics::Metrics,
     session_name::{SessionName, SessionNameError, SessionNameTemplate, SessionNameValues},
     urgency::{Need, Urgency},

@@ -3,10 +3,11 @@
 //! # Layout
 //! Logs ([`telemetry`]) and [`metrics`]; how tasks start and end ([`drain`], [`signal`]); whether the program can
 //! serve ([`readiness`]) and still turns ([`liveness`]); where that is told ([`admin`], [`mod@address`]) and asked
-//! ([`probe`]), and how the file of a socket is made ([`socket`]).
+//! ([`probe`]), how the file of a socket is made ([`socket`]), and what an error of [`accept`] is about.
 //! What is typed ([`value`]) and whether it is valid ([`setting`]); how a [`program`] runs, ends ([`exit`]) and keeps
 //! its secrets ([`hardening`]); what time it is ([`time`]). Nothing here knows AWS or Kubernetes.
 
+pub mod accept;
 pub mod address;
 pub mod admin;
 pub mod drain;

@@ -40,10 +40,10 @@ pub(crate) fn run(criterion: &mut Criterion<CpuTime>) -> Result<()> {
     for _ in 0..2 {
         node.recall(&token, &memory);
     }
-    group.bench_function("by a token that its connection remembers", |bencher| {
+    group.bench_function("by a token that its address remembers", |bencher| {
         bencher.iter(|| node.recall(black_box(&token), &memory));
     });
-    group.bench_function("by a token that was proven before, on a new connection", |bencher| {
+    group.bench_function("by a token that was proven before, but not remembered", |bencher| {
         bencher.iter(|| node.recall(black_box(&token), &Memory::default()));
     });
     group.bench_function("by a new token, as the kubelet keeps it", |bencher| {

@@ -3,18 +3,21 @@
 use std::{
     future::pending,
     hint::black_box,
-    iter,
+    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use criterion::{BenchmarkId, Criterion};
+use fastrand::Rng;
 use prometheus_client::registry::Registry;
 use rolecall_contract::SessionDuration;
 use rolecall_daemon::{
     credentials::{
         Config, CredentialManager, Issued, Metrics, SessionNameTemplate, SessionRequest, Sts, StsError,
     },
+    identity::PodUid,
+    pods::{AddressOwner, PodTable, UidLookup},
     sessions::{self, Sessions},
     token::{Token, volume::TokenSource},
 };
@@ -33,41 +36,50 @@ pub(crate) fn run(criterion: &mut Criterion<CpuTime>) -> Result<()> {
     let mut group = criterion.benchmark_group("lookup");
     for count in COUNTS {
         let table = pods::table(count)?;
-        let (addresses, uids) = ((0..count).map(address), (0..count).map(|index| uid(index).parse()));
-        let (addresses, uids): (Vec<_>, Result<Vec<_>, _>) = (addresses.collect(), uids.collect());
-        let uids = uids?;
         // Another pod each time, as on a node where all of them ask.
-        let (mut by_address, mut by_uid) = (turns(count), turns(count));
-        group.bench_function(BenchmarkId::new("the pod at an address", count), |bencher| {
-            bencher.iter(|| table.by_address(black_box(addresses[next(&mut by_address)])));
-        });
-        group.bench_function(BenchmarkId::new("the pod with a uid", count), |bencher| {
-            bencher.iter(|| table.by_uid(black_box(&uids[next(&mut by_uid)])));
-        });
+        let addresses = shuffled((0..count).map(address).collect());
+        let uids = shuffled((0..count).map(|index| uid(index).parse()).collect::<Result<Vec<PodUid>, _>>()?);
         let (manager, requests) = warm(&runtime, &table)?;
-        let mut by_key = turns(count);
+        let requests = shuffled(requests);
+        // To find nothing would take another time.
+        let at_address = |address: &IpAddr| matches!(table.by_address(*address), AddressOwner::One(_));
+        let with_uid = |uid: &PodUid| matches!(table.by_uid(uid), UidLookup::Live(_));
+        let is_warm = |request: &SessionRequest| manager.valid(&request.key).is_some();
+        ensure!(addresses.iter().all(at_address), "there is an address without its pod");
+        ensure!(uids.iter().all(with_uid), "there is a uid without its pod");
+        ensure!(
+            requests.len() == count && requests.iter().all(is_warm),
+            "there is a pod without credentials"
+        );
+        let mut turns = addresses.iter().cycle();
+        group.bench_function(BenchmarkId::new("the pod at an address", count), |bencher| {
+            bencher.iter(|| table.by_address(black_box(*next(&mut turns))));
+        });
+        let mut turns = uids.iter().cycle();
+        group.bench_function(BenchmarkId::new("the pod with a uid", count), |bencher| {
+            bencher.iter(|| table.by_uid(black_box(next(&mut turns))));
+        });
+        let mut turns = requests.iter().cycle();
         group.bench_function(BenchmarkId::new("the warm answer of a key", count), |bencher| {
-            bencher.iter(|| manager.valid(black_box(&requests[next(&mut by_key)].key)).map(|it| it.reply()));
+            bencher.iter(|| manager.valid(black_box(&next(&mut turns).key)).map(|it| it.reply()));
         });
     }
     group.finish();
     Ok(())
 }
 
-/// Indexes below `count` in an order that no cache foresees, the same in each run.
-fn turns(count: usize) -> impl Iterator<Item = usize> {
-    iter::successors(Some(0_usize), move |turn| Some(turn.wrapping_add(7919))).map(move |turn| turn % count)
+/// In an order that no cache foresees, the same in each run.
+fn shuffled<T>(mut items: Vec<T>) -> Vec<T> {
+    Rng::with_seed(1).shuffle(&mut items);
+    items
 }
 
-fn next(turns: &mut impl Iterator<Item = usize>) -> usize {
-    turns.next().unwrap_or_default()
+fn next<'a, T: 'a>(turns: &mut impl Iterator<Item = &'a T>) -> &'a T {
+    turns.next().expect("turns are taken without an end, among one pod at least")
 }
 
 /// Credentials of every pod of the table, and what was asked for.
-fn warm(
-    runtime: &Runtime,
-    table: &rolecall_daemon::pods::PodTable,
-) -> Result<(CredentialManager, Vec<SessionRequest>)> {
+fn warm(runtime: &Runtime, table: &PodTable) -> Result<(CredentialManager, Vec<SessionRequest>)> {
     let kubelet = KubeletDir::new()?;
     let sessions = Sessions::new(sessions::Config {
         name: SessionNameTemplate::default(),
@@ -75,7 +87,9 @@ fn warm(
         cluster: String::new(),
         node: NODE.to_owned(),
     });
-    let requests: Vec<_> = table.live().iter().filter_map(|pod| sessions.own(pod)).collect();
+    let mut requests: Vec<_> = table.live().iter().filter_map(|pod| sessions.own(pod)).collect();
+    // The table has them in another order in each run.
+    requests.sort_by(|a, b| a.key.pod.cmp(&b.key.pod));
     let (manager, worker) = CredentialManager::new(
         Config::default(),
         Grants,

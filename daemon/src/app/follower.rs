@@ -1,12 +1,12 @@
 //! What a change of the pods asks of each part, and which credentials they are to have.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use crate::{
     credentials::{CredentialKey, CredentialManager, SessionRequest},
     events::{Events, Notice},
     pods::{Change, Pod, PodTable, UidLookup},
-    server::observe::Observer,
+    server::{endpoint::Limits, limits::Source, observe::Observer},
     sessions::{Sessions, most_urgent_first},
     token::verify::Verifier,
 };
@@ -17,6 +17,7 @@ pub(super) struct Follower {
     pub(super) credentials: CredentialManager,
     pub(super) verifier: Verifier,
     pub(super) observer: Observer,
+    pub(super) limits: Limits,
     pub(super) events: Events,
 }
 
@@ -36,8 +37,16 @@ impl Follower {
                 self.tell(pod);
                 self.warm(pod);
             }
-            Change::Changed { after, .. } if after.finished => self.forget(after),
+            Change::Changed { before, after } if after.finished => {
+                self.forget(after);
+                self.forget_addresses(before, |_| true);
+            }
             Change::Changed { before, after } => {
+                self.forget_addresses(before, |address| !after.addresses.contains(address));
+                if before.finished {
+                    // The API server lets a phase go back, though no kubelet does that.
+                    self.credentials.readmit(after.uid());
+                }
                 if before.binding.role != after.binding.role {
                     self.tell(after);
                 }
@@ -73,6 +82,15 @@ impl Follower {
         self.sessions.forget(pod.uid());
         self.verifier.forget(pod.uid());
         self.observer.forget(pod.uid());
+        self.limits.forget(&Source::Pod(pod.uid().clone()));
+        self.forget_addresses(pod, |_| true);
+    }
+
+    /// What is known of the addresses of `pod` that it has no more is of no use to whoever has them next.
+    fn forget_addresses(&self, pod: &Pod, is_left: impl Fn(&IpAddr) -> bool) {
+        for address in pod.addresses.iter().copied().filter(is_left) {
+            self.limits.forget(&Source::Address(address));
+        }
     }
 }
 

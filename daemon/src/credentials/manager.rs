@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
@@ -41,6 +41,13 @@ pub struct Pending {
 /// Credentials that were good to hand out, and the state of the table that says so.
 pub struct Found {
     credentials: Arc<Credentials>,
+    version: u64,
+}
+
+/// Which credentials were found, for whoever will ask for the same again. It does not keep them.
+#[derive(Debug)]
+pub struct Mark {
+    credentials: Weak<Credentials>,
     version: u64,
 }
 
@@ -123,11 +130,13 @@ impl CredentialManager {
         self.valid(key).map(|credentials| Found { credentials, version })
     }
 
-    /// Whether looking for `found` again at `now` would find the same. Where that takes a closer look, it says no.
-    pub fn holds(&self, found: &Found, now: SystemTime) -> bool {
-        found.version == self.shared.version.load(Ordering::Acquire)
-            && found.credentials.is_valid_at(now)
-            && policy::is_above_floor(&found.credentials, now)
+    /// What was found, where looking for it again at `now` would find the same. Where that takes a closer look, it is
+    /// nothing.
+    pub fn again(&self, mark: &Mark, now: SystemTime) -> Option<Arc<Credentials>> {
+        let holds = mark.version == self.shared.version.load(Ordering::Acquire);
+        let credentials = holds.then(|| mark.credentials.upgrade())??;
+        let is_good = credentials.is_valid_at(now) && policy::is_above_floor(&credentials, now);
+        is_good.then_some(credentials)
     }
 
     /// Asks for credentials at once. One exchange serves all who wait for a key.
@@ -187,6 +196,11 @@ impl CredentialManager {
 impl Found {
     pub fn credentials(&self) -> &Credentials {
         &self.credentials
+    }
+
+    /// A note of them.
+    pub fn mark(&self) -> Mark {
+        Mark { credentials: Arc::downgrade(&self.credentials), version: self.version }
     }
 }
 

@@ -114,8 +114,11 @@ impl<S: Sts> Worker<S> {
                 self.shared.neighbors().before = None;
             }
         }
-        let relays = self.shared.table().take_relays();
-        relays.into_iter().for_each(|key| self.relay(key));
+        // Looked at first: nearly always there are none.
+        if self.shared.look().has_relays() {
+            let relays = self.shared.table().take_relays();
+            relays.into_iter().for_each(|key| self.relay(key));
+        }
         let look_again_at = loop {
             // A place that comes free wakes the worker, so full is no reason to look again sooner.
             let Some(free_at) = self.pace.free_at(now.at) else {

@@ -232,7 +232,16 @@ impl Callers {
     /// What speaks against it now.
     pub async fn confirm(&self, request: Request<'_>, pod: &Pod) -> Result<(), Refusal> {
         let now = self.identify(request, &Memory::default(), Instant::now()).await?;
-        if now.uid() == pod.uid() { Ok(()) } else { Err(self.count(Refusal::WrongPod)) }
+        if now.uid() == pod.uid() {
+            return Ok(());
+        }
+        // Without a token nobody has presented another's: the address has changed hands.
+        Err(if request.token.is_some() { self.count(Refusal::WrongPod) } else { Refusal::WrongPod })
+    }
+
+    /// Whether a pod is known to have `address`, finished or not.
+    pub(super) fn is_known(&self, address: IpAddr) -> bool {
+        self.table.by_address(address) != AddressOwner::Nobody
     }
 
     /// Whom a refused request points at, for the log and for Events alone: the pod that is known at its address, and the one whose
@@ -302,8 +311,11 @@ impl Callers {
                 // make it superfluous, and is looked at anew.
                 let decision = decide(self.hear(request, arrived).await);
                 let Decision::Wait(refusal) = decision else { return Some(decision) };
+                // The watch does not bring the cluster's keys, which is what a known node waits for.
+                if refusal != Refusal::NotReady || !self.table.synced() {
+                    wanted.get_or_insert_with(|| self.table.want_news());
+                }
                 undecided = refusal;
-                wanted.get_or_insert_with(|| self.table.want_news());
                 std::future::pending().await
             };
             let decided = timeout_at(deadline, async {

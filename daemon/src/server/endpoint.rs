@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     caller::{self, Callers, Memory},
     handed_out::HandedOut,
-    limits::{Budget, Limits, Permit, Source},
+    limits::{self, Budget, Permit, Source},
     observe::{Exchange, Observer},
     refusal::Refusal,
     reply,
@@ -47,6 +47,17 @@ pub struct Endpoint {
     pub clock: Clock,
 }
 
+/// The limits, and with those of each address what is known of it.
+pub type Limits = limits::Limits<Acquaintance>;
+
+/// What is known of an address from its last requests.
+#[derive(Debug, Default)]
+pub struct Acquaintance {
+    /// Whom it was found to be.
+    memory: Memory,
+    handed_out: HandedOut,
+}
+
 /// The other end of a connection.
 #[derive(Debug)]
 pub struct Peer {
@@ -54,10 +65,7 @@ pub struct Peer {
     /// Ends the connection with a reset.
     pub reset: ResetSwitch,
     /// What requests from its address may do.
-    budget: Budget,
-    /// Whom it was found to be.
-    memory: Memory,
-    handed_out: HandedOut,
+    budget: Budget<Acquaintance>,
 }
 
 /// What becomes of a request.
@@ -109,14 +117,16 @@ struct Waiting {
 }
 
 impl Peer {
-    pub fn new(address: IpAddr, budget: Budget) -> Self {
-        Self {
-            address,
-            reset: ResetSwitch::default(),
-            budget,
-            memory: Memory::default(),
-            handed_out: HandedOut::default(),
-        }
+    pub fn new(address: IpAddr, budget: Budget<Acquaintance>) -> Self {
+        Self { address, reset: ResetSwitch::default(), budget }
+    }
+
+    fn memory(&self) -> &Memory {
+        &self.budget.known().memory
+    }
+
+    fn handed_out(&self) -> &HandedOut {
+        &self.budget.known().handed_out
     }
 }
 
@@ -139,14 +149,19 @@ impl Endpoint {
         self.look_and_answer(&head, peer, arrived)
     }
 
-    /// What the connection got before, where it would get the same again.
+    /// Whether nothing speaks for a pod at `address`: none is known to have it, and no request from it was decided.
+    pub(super) fn is_stranger(&self, address: IpAddr, budget: &Budget<Acquaintance>) -> bool {
+        budget.known().memory.is_fresh() && !self.callers.is_known(address)
+    }
+
+    /// What the address got before, where it would get the same again.
     fn again(&self, head: &Head<'_>, peer: &Peer) -> Option<Bytes> {
         if head.role != PathRole::Own {
             return None;
         }
         let now = self.clock.now();
-        let pod = self.callers.remembered(head.token?, &peer.memory, now)?;
-        peer.handed_out.again(&pod, &self.credentials, now)
+        let pod = self.callers.remembered(head.token?, peer.memory(), now)?;
+        peer.handed_out().again(&pod, &self.credentials, now)
     }
 
     fn look_and_answer<'a>(&'a self, head: &Head<'_>, peer: &'a Peer, arrived: Instant) -> Answer<'a> {
@@ -162,7 +177,7 @@ impl Endpoint {
             can_drip: self.config.timing.mode == Mode::Drip && !head.is_http_1_0,
         };
         let asking = caller::Request { peer: peer.address, token };
-        let Some(pod) = self.callers.recall(asking, &peer.memory) else {
+        let Some(pod) = self.callers.recall(asking, peer.memory()) else {
             let role = match head.role {
                 PathRole::Own => None,
                 PathRole::Named(role) => Some(role.into()),
@@ -240,8 +255,8 @@ impl Endpoint {
         let session = self.session(pod, role)?;
         if let Some(found) = self.credentials.find(&session.key) {
             let document = found.credentials().reply();
-            if is_its_own && peer.memory.is_in_use() {
-                peer.handed_out.remember(pod, found);
+            if is_its_own && peer.memory().is_in_use() {
+                peer.handed_out().remember(pod, &found);
             }
             return Ok(Grant::Document(document));
         }

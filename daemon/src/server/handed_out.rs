@@ -1,7 +1,6 @@
-//! What a connection was handed out last, so that its next request need not look for it.
+//! What a source of requests was handed out last, so that its next one need not look for it.
 
 use std::{
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -9,13 +8,13 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    credentials::{CredentialManager, Found},
+    credentials::{CredentialManager, Found, Mark},
     pods::Pod,
 };
 
-/// The credentials of a pod in its own role, as one connection got them.
-#[derive(Default)]
-pub(super) struct HandedOut(Mutex<Option<(Arc<Pod>, Found)>>);
+/// Which credentials a pod got in its own role. It keeps none of them.
+#[derive(Debug, Default)]
+pub(super) struct HandedOut(Mutex<Option<(Arc<Pod>, Mark)>>);
 
 impl HandedOut {
     /// The document of before, where to look for that of `pod` would find the same.
@@ -25,30 +24,18 @@ impl HandedOut {
         credentials: &CredentialManager,
         now: SystemTime,
     ) -> Option<Bytes> {
-        let mut last = self.last();
-        let (then, found) = last.as_ref()?;
+        let last = self.last();
         // A pod that has changed is another value: its role may be another one.
-        if Arc::ptr_eq(then, pod) && credentials.holds(found, now) {
-            return Some(found.credentials().reply());
-        }
-        // Nobody needs the old keys any more.
-        *last = None;
-        None
+        let (_, mark) = last.as_ref().filter(|(then, _)| Arc::ptr_eq(then, pod))?;
+        credentials.again(mark, now).map(|credentials| credentials.reply())
     }
 
     /// Takes what `pod` was handed out.
-    pub(super) fn remember(&self, pod: &Arc<Pod>, found: Found) {
-        *self.last() = Some((pod.clone(), found));
+    pub(super) fn remember(&self, pod: &Arc<Pod>, found: &Found) {
+        *self.last() = Some((pod.clone(), found.mark()));
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<(Arc<Pod>, Found)>> {
+    fn last(&self) -> MutexGuard<'_, Option<(Arc<Pod>, Mark)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// It holds credentials, which have no text form.
-impl fmt::Debug for HandedOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HandedOut(…)")
     }
 }

@@ -40,23 +40,28 @@ pub enum Source {
 }
 
 /// Keeps the limits. Cloning is cheap.
-#[derive(Debug, Clone)]
-pub struct Limits {
+///
+/// `K` is what else is known of a source; it is forgotten with its budget.
+#[derive(Debug)]
+pub struct Limits<K>(Arc<Shared<K>>);
+
+#[derive(Debug)]
+struct Shared<K> {
     config: Config,
-    sources: Arc<Mutex<Sources>>,
+    sources: Mutex<Sources<K>>,
     /// Places for requests from the node's own addresses while it is not known whose they are.
     unidentified: Arc<Semaphore>,
 }
 
 /// What one source may do and has done. A connection keeps its own, so that its requests need not look for it.
 /// Cloning is cheap.
-#[derive(Debug, Clone)]
-pub struct Budget(Arc<State>);
+#[derive(Debug)]
+pub struct Budget<K>(Arc<State<K>>);
 
 /// The budgets that differ from a fresh one, and some that do not any more.
 #[derive(Debug)]
-struct Sources {
-    budgets: HashMap<Source, Budget>,
+struct Sources<K> {
+    budgets: HashMap<Source, Budget<K>>,
     /// How many there may be before idle ones are dropped.
     sweep_at: usize,
 }
@@ -77,8 +82,9 @@ pub enum Connection {
 }
 
 #[derive(Debug)]
-struct State {
+struct State<K> {
     config: Config,
+    known: K,
     bucket: Mutex<Bucket>,
     waiting: Arc<Semaphore>,
     connections: Arc<Semaphore>,
@@ -93,35 +99,40 @@ struct Bucket {
     filled_at: Instant,
 }
 
-impl Connection {
-    /// A connection that has its place elsewhere.
-    pub fn served(permit: OwnedSemaphorePermit) -> Self {
-        Self::Served(Permit(permit))
-    }
-}
-
-impl Limits {
+impl<K: Default> Limits<K> {
     pub fn new(config: Config) -> Self {
         let sources = Sources { budgets: HashMap::default(), sweep_at: MANY_SOURCES };
-        Self {
+        Self(Arc::new(Shared {
             config,
-            sources: Arc::new(Mutex::new(sources)),
+            sources: Mutex::new(sources),
             unidentified: Arc::new(Semaphore::new(MAX_UNIDENTIFIED)),
-        }
+        }))
     }
 
     /// The budget of `source`.
-    pub fn of(&self, source: Source) -> Budget {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn of(&self, source: Source) -> Budget<K> {
+        let mut sources = self.sources();
         if let Some(budget) = sources.budgets.get(&source) {
             return budget.clone();
         }
         if sources.sweep_at <= sources.budgets.len() {
             sources.sweep();
         }
-        let budget = Budget::new(self.config);
+        let budget = self.unshared();
         sources.budgets.insert(source, budget.clone());
         budget
+    }
+
+    /// A budget that nobody else finds.
+    pub fn unshared(&self) -> Budget<K> {
+        Budget::new(self.0.config)
+    }
+
+    /// Forgets `source`, which is a pod that has left, or was its address: whoever has it next starts afresh.
+    pub fn forget(&self, source: &Source) {
+        let forgotten = self.sources().budgets.remove(source);
+        // What is known of it may be dropped with it, which need not hold up others.
+        drop(forgotten);
     }
 
     /// Takes a place for a request of which it is not known yet to whom to charge it.
@@ -129,12 +140,28 @@ impl Limits {
     /// # Errors
     /// There are too many.
     pub fn admit_unidentified(&self) -> Result<Permit, Refusal> {
-        let permit = self.unidentified.clone().try_acquire_owned();
+        let permit = self.0.unidentified.clone().try_acquire_owned();
         permit.map(Permit).map_err(|_| Refusal::TooManyRequests("unidentified requests of the node"))
+    }
+
+    fn sources(&self) -> MutexGuard<'_, Sources<K>> {
+        self.0.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Sources {
+impl<K> Clone for Limits<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K> Clone for Budget<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K> Sources<K> {
     /// Drops the budgets that are as good as fresh ones, so that nobody gains by being forgotten. What is left was
     /// used within the last seconds, or has connections.
     fn sweep(&mut self) {
@@ -143,16 +170,24 @@ impl Sources {
     }
 }
 
-impl Budget {
+impl<K: Default> Budget<K> {
     fn new(config: Config) -> Self {
         let bucket = Bucket { level: burst(config.requests_per_second), filled_at: Instant::now() };
         Self(Arc::new(State {
             config,
+            known: K::default(),
             bucket: Mutex::new(bucket),
             waiting: Arc::new(Semaphore::new(config.waiting)),
             connections: Arc::new(Semaphore::new(config.connections)),
             overflow: Arc::new(Semaphore::new(config.connections)),
         }))
+    }
+}
+
+impl<K> Budget<K> {
+    /// What else is known of the source.
+    pub fn known(&self) -> &K {
+        &self.0.known
     }
 
     /// Takes a place for a request.
@@ -197,7 +232,7 @@ impl Budget {
     }
 }
 
-impl State {
+impl<K> State<K> {
     fn bucket(&self) -> MutexGuard<'_, Bucket> {
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -233,7 +268,10 @@ fn burst(per_second: u32) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        time::Duration,
+    };
 
     use super::*;
 
@@ -241,7 +279,7 @@ mod tests {
         Source::Address([10, 0, 0, last].into())
     }
 
-    fn limits() -> Limits {
+    fn limits() -> Limits<()> {
         Limits::new(Config { requests_per_second: 10, waiting: 3, connections: 2 })
     }
 
@@ -284,12 +322,25 @@ mod tests {
         let limits = limits();
         let address =
             |n: usize| Source::Address(std::net::Ipv4Addr::from_bits(0x0a00_0000 + n as u32).into());
-        let known = |n| limits.sources.lock().unwrap().budgets.contains_key(&address(n));
+        let known = |n| limits.sources().budgets.contains_key(&address(n));
         (0..MANY_SOURCES).for_each(|n| drop(limits.of(address(n))));
         let _connection = limits.of(address(1)).connect();
         let _held = limits.of(address(2));
         drop(limits.of(address(3)).admit());
         drop(limits.of(address(MANY_SOURCES)));
         assert_eq!([0, 1, 2, 3, MANY_SOURCES].map(known), [false, true, true, true, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_an_address_next_starts_afresh() {
+        let limits: Limits<AtomicBool> =
+            Limits::new(Config { requests_per_second: 10, waiting: 3, connections: 2 });
+        let asked = |source| limits.of(source).known().swap(true, Ordering::Relaxed);
+        let admits = |source| limits.of(source).admit().is_ok();
+        assert!(!asked(source(1)) && asked(source(1)), "it is kept between connections");
+        while admits(source(1)) {}
+        limits.forget(&source(1));
+        assert!(!asked(source(1)) && admits(source(1)));
+        assert!(!asked(source(2)), "of another source");
     }
 }

@@ -1,6 +1,6 @@
 //! Accepts connections and serves them, through bursts, errors and the drain.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -15,12 +15,12 @@ use tracing::warn;
 
 use super::{
     connection::Service,
-    endpoint::{Endpoint, Peer},
-    limits::{Connection, Limits, Source},
+    endpoint::{Endpoint, Limits, Peer},
+    limits::{Connection, Source},
     stream::ClientStream,
 };
 use crate::node::NodeAddresses;
-use rolecall_process::drain;
+use rolecall_process::{accept::is_of_the_connection, drain};
 
 /// Pauses after failures to accept: the first, and the longest. Out of file descriptors, the kernel keeps the
 /// connection in its queue, and accepting it again at once would fail again at once.
@@ -57,6 +57,8 @@ struct Shared {
     /// Places for the node's own addresses: pods on the host network share these, so they have no limit of one pod,
     /// and must not take every place.
     on_node: Arc<Semaphore>,
+    /// Places for addresses that no pod is known to have: whoever forges some must not take every place either.
+    strangers: Arc<Semaphore>,
     metrics: Metrics,
     tasks: drain::Tasks,
     terms: Terms,
@@ -97,8 +99,20 @@ impl Server {
         terms: Terms,
     ) -> Self {
         let connections = Arc::new(Semaphore::new(config.max_connections));
-        let on_node = Arc::new(Semaphore::new(config.max_connections.div_ceil(2)));
-        Self(Arc::new(Shared { config, endpoint, limits, node, connections, on_node, metrics, tasks, terms }))
+        let half = || Arc::new(Semaphore::new(config.max_connections.div_ceil(2)));
+        let (on_node, strangers) = (half(), half());
+        Self(Arc::new(Shared {
+            config,
+            endpoint,
+            limits,
+            node,
+            connections,
+            on_node,
+            strangers,
+            metrics,
+            tasks,
+            terms,
+        }))
     }
 
     /// Accepts on `listener` for as long as that is its duty. No error ends it.
@@ -141,11 +155,21 @@ impl Server {
 impl Shared {
     async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, _place: OwnedSemaphorePermit) {
         let address = peer.ip().to_canonical();
-        let budget = self.limits.of(Source::Address(address));
-        let place = if self.node.contains(address) {
-            self.on_node.clone().try_acquire_owned().map_or(Connection::CutOff, Connection::served)
+        let is_on_node = self.node.contains(address);
+        // Pods share the node's addresses: what is known of one connection is of no use to another.
+        let budget = match is_on_node {
+            true => self.limits.unshared(),
+            false => self.limits.of(Source::Address(address)),
+        };
+        let shared_places = if is_on_node {
+            Some(&self.on_node)
         } else {
-            budget.connect()
+            self.endpoint.is_stranger(address, &budget).then_some(&self.strangers)
+        };
+        let shared_place = shared_places.map(|places| places.clone().try_acquire_owned()).transpose();
+        let place = match &shared_place {
+            Err(_) => Connection::CutOff,
+            Ok(_) => budget.connect(),
         };
         let too_many = match place {
             Connection::Served(_) => false,
@@ -169,16 +193,8 @@ impl Shared {
             has_handed_over: &self.terms.has_handed_over,
         };
         service.speak(stream).await;
-        drop(place);
+        drop((place, shared_place));
     }
-}
-
-/// Errors of the connection that was to be accepted, not of the listener; the next one is accepted at once.
-fn is_of_the_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
-    )
 }
 
 /// Counts an open connection.

@@ -102,7 +102,7 @@ impl Observer {
         }
     }
 
-    /// A request that arrived `at` was handed out what its connection got before: it is not its pod's first.
+    /// A request that arrived `at` was handed out what its address got before: it is not its pod's first.
     pub fn answered_again(&self, at: Instant) {
         self.0.metrics.answered(at.elapsed());
     }

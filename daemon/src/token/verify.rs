@@ -8,9 +8,8 @@ use std::{
     time::SystemTime,
 };
 
-use aws_lc_rs::digest;
+use aws_lc_rs::{constant_time::verify_slices_are_equal, digest};
 use foldhash::HashMap;
-use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
 use super::{
@@ -177,7 +176,7 @@ impl Verifier {
     async fn is_in_kubelets_file(&self, token: &str, uid: &PodUid, volumes: &[TokenVolume]) -> bool {
         for volume in volumes {
             let kept = self.source.read(uid, std::slice::from_ref(volume)).await;
-            if kept.is_ok_and(|kept| bool::from(kept.expose().as_bytes().ct_eq(token.as_bytes()))) {
+            if kept.is_ok_and(|kept| is_the_same(kept.expose(), token)) {
                 return true;
             }
         }
@@ -233,6 +232,11 @@ impl Accepted {
         }
         self.pods.retain(|it| it != uid);
     }
+}
+
+/// Compares in constant time.
+fn is_the_same(kept: &str, presented: &str) -> bool {
+    verify_slices_are_equal(kept.as_bytes(), presented.as_bytes()).is_ok()
 }
 
 fn sha256(token: &str) -> Digest {

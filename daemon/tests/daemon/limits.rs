@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rolecall_sandbox::world::World;
+use rolecall_sandbox::{sts::Call, world::World};
 
 use super::{
     app::{TestApp, pod},
@@ -100,6 +100,20 @@ async fn a_pod_that_asks_too_often_is_slowed_down_and_no_other() {
 }
 
 #[tokio::test]
+async fn an_address_does_not_hand_down_what_its_pod_asked_too_often() {
+    let app = TestApp::with(World::start().await.unwrap(), "--max-requests-per-second-per-pod=1").await;
+    let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();
+    while app.ask("127.0.0.2", &orders).await != "503 too_many_requests" {}
+    orders.delete();
+    let next = app.world.pod(pod("next").ip("127.0.0.2")).unwrap();
+    let is_seen = |call: &Call| call.session_name.as_deref() == Some("shop.next");
+    while !app.world.sts.calls().iter().any(is_seen) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(app.ask("127.0.0.2", &next).await, "200 orders");
+}
+
+#[tokio::test]
 async fn a_head_that_never_ends_is_cut_off() {
     let app = TestApp::with(World::start().await.unwrap(), "--header-timeout=200ms").await;
     let mut client = app.client("127.0.0.2").await;
@@ -125,6 +139,26 @@ async fn the_node_itself_cannot_take_the_last_place() {
 }
 
 #[tokio::test]
+async fn addresses_of_nobody_cannot_take_the_last_place() {
+    let flags = "--max-connections=8 --max-connections-per-pod=4 --max-waiting-per-pod=4";
+    let app = TestApp::with(World::start().await.unwrap(), flags).await;
+    let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();
+    // By now its address is known.
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
+    let mut held = Vec::new();
+    for last in 10..14 {
+        let mut client = app.client(&format!("127.0.0.{last}")).await;
+        assert_eq!(client.get("/", None).await.outcome(), "404 not_found");
+        held.push(client);
+    }
+    assert_eq!(app.client("127.0.0.14").await.end().await, End::Reset);
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
+    drop(held.pop());
+    while app.metric("rolecall_connections_open").await != 3.0 {}
+    assert_eq!(app.get("127.0.0.14", "/", None).await.outcome(), "404 not_found");
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off() {
     let app = TestApp::with(World::start().await.unwrap(), "--header-timeout=500ms").await;
     let mut client = app.client("127.0.0.2").await;
@@ -134,16 +168,28 @@ async fn a_client_that_does_not_read_is_cut_off() {
     assert_eq!(app.metric("rolecall_connections_open").await, 0.0);
 }
 
+/// Connections of two pods that together take all places of eight.
+async fn all_eight_places(app: &TestApp) -> Vec<Client> {
+    let mut held = Vec::new();
+    for (name, address) in [("orders", "127.0.0.2"), ("reports", "127.0.0.3")] {
+        let pod = app.world.pod(pod(name).ip(address)).unwrap();
+        // By now its address is known.
+        assert_eq!(app.ask(address, &pod).await, "200 orders");
+        while app.metric("rolecall_connections_open").await != held.len() as f64 {}
+        for _ in 0..4 {
+            let mut client = app.client(address).await;
+            assert_eq!(client.get("/", None).await.outcome(), "404 not_found");
+            held.push(client);
+        }
+    }
+    held
+}
+
 #[tokio::test]
 async fn a_connection_above_the_limit_of_all_waits_for_one_to_end() {
     let flags = "--max-connections=8 --max-connections-per-pod=4 --max-waiting-per-pod=4";
     let app = TestApp::with(World::start().await.unwrap(), flags).await;
-    let mut held = Vec::new();
-    for from in ["127.0.0.2", "127.0.0.3"].repeat(4) {
-        let mut client = app.client(from).await;
-        assert_eq!(client.get("/", None).await.outcome(), "404 not_found");
-        held.push(client);
-    }
+    let mut held = all_eight_places(&app).await;
     let mut waiting = app.client("127.0.0.4").await;
     waiting.ask("/", None).await;
     // Those that have a place are served all the while.
@@ -163,12 +209,7 @@ async fn a_drain_does_not_wait_for_a_place_among_the_connections() {
     let flags = "--max-connections=8 --max-connections-per-pod=4 --max-waiting-per-pod=4 --header-timeout=300s \
                  --drain-deadline=300s";
     let app = TestApp::with(World::start().await.unwrap(), flags).await;
-    let mut held = Vec::new();
-    for from in ["127.0.0.2", "127.0.0.3"].repeat(4) {
-        let mut client = app.client(from).await;
-        assert_eq!(client.get("/", None).await.outcome(), "404 not_found");
-        held.push(client);
-    }
+    let mut held = all_eight_places(&app).await;
     let drained = tokio::time::timeout(Duration::from_secs(60), app.app.drain()).await;
     assert!(drained.is_ok(), "every place is taken, and the listener still waits for one");
     for client in &mut held {

@@ -182,34 +182,68 @@ async fn a_pod_that_drains_is_served_until_it_is_gone() {
     assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
 }
 
-/// What a connection got before is handed out again without a look, so each of these has to be seen in its stead.
-#[tokio::test]
-async fn a_connection_that_is_kept_alive_gets_what_is_so_now() {
+/// What an address got before is handed out again without a look, so each of these has to be seen in its stead.
+async fn what_is_so_now_is_seen(keeps_alive: bool) {
     let app = TestApp::start().await;
     let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();
     let token = orders.token().unwrap();
-    let mut client = app.client("127.0.0.2").await;
+    let mut kept = if keeps_alive { Some(app.client("127.0.0.2").await) } else { None };
+    let mut ask = async |path: &str, token: &str| match &mut kept {
+        Some(client) => client.get(path, Some(token)).await.outcome(),
+        None => app.get("127.0.0.2", path, Some(token)).await.outcome(),
+    };
     for _ in 0..4 {
-        assert_eq!(client.get(OWN, Some(&token)).await.outcome(), "200 orders");
+        assert_eq!(ask(OWN, &token).await, "200 orders");
     }
     assert_eq!(app.metric("rolecall_requests_total{outcome=\"answered\"}").await, 4.0);
     assert_eq!(app.metric("rolecall_request_duration_seconds_count").await, 4.0);
     assert_eq!(app.metric("rolecall_first_request_wait_seconds_count").await, 1.0);
-    assert_eq!(client.get(OWN, Some("none")).await.outcome(), "403 token_invalid");
-    assert_eq!(client.get(&path(OTHER_ROLE), Some(&token)).await.outcome(), "403 sts_denied");
-    assert_eq!(client.get(OWN, Some(&token)).await.outcome(), "200 orders");
+    assert_eq!(ask(OWN, "none").await, "403 token_invalid");
+    assert_eq!(ask(&path(OTHER_ROLE), &token).await, "403 sts_denied");
+    assert_eq!(ask(OWN, &token).await, "200 orders");
+    let other = app.world.pod(pod("other").ip("127.0.0.3")).unwrap();
+    assert_eq!(app.ask("127.0.0.3", &other).await, "200 orders");
+    assert_eq!(app.ask("127.0.0.3", &orders).await, "403 wrong_pod");
+    assert_eq!(ask(OWN, &other.token().unwrap()).await, "403 wrong_pod");
+    assert_eq!(ask(OWN, &token).await, "200 orders");
 
     let patch = serde_json::json!({"metadata": {"annotations": {"rolecall.dev/role-arn": OTHER_ROLE}}});
     app.world.cluster.patch("shop", "orders", &patch);
     let mut pause = tokio::time::interval(std::time::Duration::from_millis(100));
-    while client.get(OWN, Some(&token)).await.outcome() == "200 orders" {
+    while ask(OWN, &token).await == "200 orders" {
         pause.tick().await;
     }
     for _ in 0..3 {
-        assert_eq!(client.get(OWN, Some(&token)).await.outcome(), "403 sts_denied");
+        assert_eq!(ask(OWN, &token).await, "403 sts_denied");
     }
     orders.set_phase("Succeeded");
-    while client.get(OWN, Some(&token)).await.outcome() != "403 pod_finished" {
+    while ask(OWN, &token).await != "403 pod_finished" {
         pause.tick().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_kept_alive_gets_what_is_so_now() {
+    what_is_so_now_is_seen(true).await;
+}
+
+#[tokio::test]
+async fn a_pod_that_asks_again_on_another_connection_gets_what_is_so_now() {
+    what_is_so_now_is_seen(false).await;
+}
+
+#[tokio::test]
+async fn whoever_has_an_address_next_gets_its_own() {
+    let app = TestApp::start().await;
+    let former = app.world.pod(pod("former").ip("127.0.0.2")).unwrap();
+    let token = former.token().unwrap();
+    for _ in 0..3 {
+        assert_eq!(app.get("127.0.0.2", OWN, Some(&token)).await.outcome(), "200 orders");
+    }
+    former.delete();
+    let next = app.world.pod(pod("next").role(OTHER_ROLE).ip("127.0.0.2")).unwrap();
+    for _ in 0..3 {
+        assert_eq!(app.ask("127.0.0.2", &next).await, "200 reports");
+        assert_eq!(app.get("127.0.0.2", OWN, Some(&token)).await.outcome(), "403 pod_finished");
     }
 }

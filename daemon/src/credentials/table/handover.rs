@@ -65,6 +65,11 @@ impl Table {
         inherited
     }
 
+    /// Whether there are any for [`Self::take_relays`].
+    pub(in crate::credentials) fn has_relays(&self) -> bool {
+        !self.relays.is_empty()
+    }
+
     /// The keys whose exchange the daemon before has out and the next one waits for; each is told once.
     pub(in crate::credentials) fn take_relays(&mut self) -> Vec<CredentialKey> {
         std::mem::take(&mut self.relays)
@@ -72,7 +77,7 @@ impl Table {
 
     /// Whether the daemon before may still be asked for the end of an exchange.
     pub(in crate::credentials) fn waits_for_before(&self, now: Now) -> bool {
-        !self.relays.is_empty()
+        self.has_relays()
             || self.entries.values().any(|entry| entry.is_under_way_before)
             || self.unclaimed.values().any(|it| it.inherited.is_under_way && it.is_kept(now))
     }

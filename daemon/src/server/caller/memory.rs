@@ -1,4 +1,5 @@
-//! Whom a connection was found to be, for as long as nothing has changed that this was decided from.
+//! Whom the requests of one address were found to come from, for as long as nothing has changed that this was decided
+//! from.
 
 use std::{
     fmt,
@@ -6,11 +7,12 @@ use std::{
     time::SystemTime,
 };
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use zeroize::Zeroizing;
 
 use crate::pods::Pod;
 
-/// What one connection is remembered for. The peer address is the connection's own, and never changes.
+/// What one address is remembered for, which every request that is decided with it comes from.
 #[derive(Default)]
 pub struct Memory(Mutex<State>);
 
@@ -18,7 +20,7 @@ pub struct Memory(Mutex<State>);
 enum State {
     #[default]
     Fresh,
-    /// One request was decided. Most connections carry no second one, so nothing is kept yet.
+    /// One request was decided. Most pods ask once in a long while, so nothing is kept yet.
     Once,
     Known {
         token: Zeroizing<Vec<u8>>,
@@ -42,16 +44,23 @@ impl Memory {
     /// The caller of before, where `token` is the one of before, nothing has changed, and its age does not matter
     /// more than it did.
     ///
-    /// The comparison takes as long as the tokens agree, which tells the other end nothing but what it sent itself.
+    /// Who shares the address with the pod learns nothing of its token by the time that the comparison takes.
     pub(super) fn recall(&self, token: &[u8], basis: Basis, now: SystemTime) -> Option<Arc<Pod>> {
         match &*self.state() {
             State::Known { token: before, basis: then, until, pod }
-                if *then == basis && until.is_none_or(|until| now < until) && before.as_slice() == token =>
+                if *then == basis
+                    && until.is_none_or(|until| now < until)
+                    && verify_slices_are_equal(before, token).is_ok() =>
             {
                 Some(pod.clone())
             }
             State::Fresh | State::Once | State::Known { .. } => None,
         }
+    }
+
+    /// Whether no request was decided yet.
+    pub(in crate::server) fn is_fresh(&self) -> bool {
+        matches!(*self.state(), State::Fresh)
     }
 
     /// Whether more than one request was decided, so that there may well be another.

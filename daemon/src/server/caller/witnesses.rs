@@ -360,7 +360,7 @@ async fn a_table_that_is_not_synced_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_is_known_again_only_while_nothing_has_changed() {
+async fn an_address_is_known_again_only_while_nothing_has_changed() {
     let mut fixture = fixture(vec![builder("a").ip("10.0.0.1"), builder("b").ip("10.0.0.2")], false);
     let (token, other) = (fixture.written("a"), fixture.written("b"));
     let memory = Memory::default();

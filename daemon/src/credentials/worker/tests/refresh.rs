@@ -1,6 +1,7 @@
 //! Refreshes: beside, in time, and without loss when they fail.
 
 use super::*;
+use crate::credentials::Mark;
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_happens_beside_and_swaps_when_it_is_there() {
@@ -30,31 +31,35 @@ async fn what_is_warm_stays_warm_for_a_day() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_found_holds_until_something_better_is_there_and_no_longer() {
+async fn what_was_found_is_found_again_until_something_better_is_there_and_no_longer() {
     let (node, request) = Node::with_warm_pod().await;
+    let key_id =
+        |mark: &Mark| node.manager.again(mark, node.now()).map(|found| found.access_key_id().to_owned());
     let found = node.manager.find(&request.key).unwrap();
-    assert!(node.manager.holds(&found, node.now()));
+    let mark = found.mark();
+    assert_eq!(key_id(&mark).as_deref(), Some(found.credentials().access_key_id()));
     while node.sts.count() < 2 {
         pass(SECOND).await;
     }
     pass(SECOND).await;
-    assert!(!node.manager.holds(&found, node.now()), "it was renewed");
+    assert_eq!(key_id(&mark), None, "it was renewed");
     let renewed = node.manager.find(&request.key).unwrap();
+    let mark = renewed.mark();
     assert_ne!(renewed.credentials().access_key_id(), found.credentials().access_key_id());
-    assert!(node.manager.holds(&renewed, node.now()));
+    assert_eq!(key_id(&mark).as_deref(), Some(renewed.credentials().access_key_id()));
     node.manager.forget(&request.key.pod);
-    assert!(!node.manager.holds(&renewed, node.now()), "its pod is gone");
+    assert_eq!(key_id(&mark), None, "its pod is gone");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_found_does_not_hold_once_a_closer_look_is_due_or_it_has_expired() {
+async fn what_was_found_is_not_found_again_once_a_closer_look_is_due_or_it_has_expired() {
     let (node, request) = Node::with_warm_pod().await;
-    let found = node.manager.find(&request.key).unwrap();
+    let mark = node.manager.find(&request.key).unwrap().mark();
     // Nothing touches the table: the clock is stepped, and no timer notices.
-    let holds_in = |minutes: u32| node.manager.holds(&found, node.now() + minutes * MINUTE);
-    assert!(holds_in(39));
-    assert!(!holds_in(41), "less than 20 min are left");
-    assert!(!holds_in(101));
+    let is_there_in = |minutes: u32| node.manager.again(&mark, node.now() + minutes * MINUTE).is_some();
+    assert!(is_there_in(39));
+    assert!(!is_there_in(41), "less than 20 min are left");
+    assert!(!is_there_in(101));
 }
 
 #[tokio::test(start_paused = true)]
