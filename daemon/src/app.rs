@@ -30,8 +30,7 @@ use crate::{
     pods::{self, PodTable},
     server::{
         caller::Callers,
-        endpoint::Endpoint,
-        limits::Limits,
+        endpoint::{Endpoint, Limits},
         listener::{self, Server},
         observe::Observer,
     },
@@ -57,8 +56,8 @@ use rolecall_process::{
 pub enum StartError {
     #[error(transparent)]
     Admin(#[from] admin::Error),
-    #[error("bind --listen {address}: {source}; {remedy}")]
-    Listen { address: SocketAddr, source: io::Error, remedy: &'static str },
+    #[error("bind --listen {address}")]
+    Listen { address: SocketAddr, source: io::Error },
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -71,7 +70,7 @@ pub enum StartError {
     Loopback(#[from] loopback::Error),
     #[error("--metadata-firewall")]
     Firewall(#[from] firewall::Error),
-    #[error("bind --handover-socket {}: {source}", path.display())]
+    #[error("bind --handover-socket {}", path.display())]
     Handover { path: PathBuf, source: io::Error },
     #[error("listen")]
     Listeners(#[source] io::Error),
@@ -166,16 +165,12 @@ impl App {
         let keep_exempt = !config.node.exemptions.is_empty();
         let firewall_metrics = firewall::Metrics::register(&mut registry);
         let firewall = Firewall::start(config.node.firewall, keep_exempt, firewall_metrics).await?;
-        let loopback_metrics = loopback::Metrics::register(&mut registry);
-        let loopback = match addresses.is_empty() {
-            true => None,
-            false => Some(loopback::put(addresses, &netlink, loopback_metrics).await?),
-        };
         let wanted = Wanted {
             endpoint: config.server.listen,
             admin: config.admin.listen,
             metrics: config.admin.metrics_listen.map(on_this_machine),
         };
+        let loopback_metrics = loopback::Metrics::register(&mut registry);
         let handover_metrics = handover::Metrics::register(&mut registry);
         let takeover = Takeover {
             wanted,
@@ -184,9 +179,6 @@ impl App {
             mark: mark.clone(),
             metrics: handover_metrics.clone(),
         };
-        // A daemon that is alone on its node binds at once, so one that cannot serve says so at once.
-        let sockets = takeover.sockets_if_alone().await?;
-
         let clock = Clock::system();
         let liveness = Liveness::default();
         let (duty, on_duty) = drain::new();
@@ -269,7 +261,7 @@ impl App {
         let server = Server::new(
             config.server.listener,
             endpoint,
-            limits,
+            limits.clone(),
             node,
             listener_metrics,
             front.tasks(),
@@ -284,6 +276,7 @@ impl App {
             credentials: credentials.clone(),
             verifier: verifier.clone(),
             observer,
+            limits,
             events,
         };
         let stream = pods::watch::stream(client.clone(), &config.kubernetes.node_name);
@@ -310,7 +303,13 @@ impl App {
             admin::State { liveness, readiness: readiness.clone(), log_level, registry: Arc::new(registry) };
         let admin = bound.serve(state)?;
         let serving = Arc::new(readiness.condition("serving"));
-        let (sockets, estate) = match sockets {
+        // The address and who listens there come together: while there is none, a connection is tried again.
+        takeover.pods_if_alone(&table).await;
+        let loopback = match addresses.is_empty() {
+            true => None,
+            false => Some(loopback::put(addresses, &netlink, loopback_metrics).await?),
+        };
+        let (sockets, estate) = match takeover.sockets_if_alone().await? {
             Some(sockets) => (sockets, None),
             None => tokio::select! {
                 taken = takeover.run(&table, &verifier, &serving) => taken?,

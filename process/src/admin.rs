@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::pages::Door;
 use crate::{
+    address::with_remedy,
     liveness::Liveness,
     readiness::Readiness,
     socket::{self, SocketFile},
@@ -39,7 +40,7 @@ const MAX_CONNECTIONS: usize = 32;
 pub struct Config {
     /// Where health is told over TCP; a loopback address. `None` for nowhere.
     pub listen: Option<SocketAddr>,
-    /// The Unix socket of this process, which `rolecall-daemon probe` asks.
+    /// The Unix socket of this process, which the program's own `probe` asks.
     pub socket: PathBuf,
     /// Where the metrics are. `None` for nowhere.
     pub metrics_listen: Option<SocketAddr>,
@@ -82,11 +83,9 @@ pub struct Admin {
 /// Why a door cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(
-        "bind {flag} {address}: {source}; another process may hold it: choose another port, or off where nothing asks"
-    )]
+    #[error("bind {flag} {address}")]
     Bind { flag: &'static str, address: SocketAddr, source: io::Error },
-    #[error("bind --admin-socket {}: {source}", path.display())]
+    #[error("bind --admin-socket {}", path.display())]
     Socket { path: PathBuf, source: io::Error },
     #[error("start the admin thread")]
     Start(#[source] io::Error),
@@ -219,7 +218,10 @@ fn bind_tcp(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Erro
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
-    listener.map_err(|source| Error::Bind { flag, address, source })
+    listener.map_err(|cause| {
+        let remedy = "Another process may hold it: choose another port, or off where nothing asks";
+        Error::Bind { flag, address, source: with_remedy(cause, remedy) }
+    })
 }
 
 /// What ends the doors.

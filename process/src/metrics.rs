@@ -10,7 +10,7 @@ const PREFIX: &str = "rolecall";
 pub fn registry() -> Registry {
     let mut registry = Registry::with_prefix(PREFIX);
     let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-    registry.register("build", "The build of the daemon that answers", build);
+    registry.register("build", "The build of the program that answers", build);
     registry
 }
 

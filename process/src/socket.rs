@@ -143,7 +143,7 @@ fn check_free(path: &Path) -> io::Result<()> {
     match UnixStream::connect(path) {
         Ok(_) => Err(io::Error::new(
             ErrorKind::AddrInUse,
-            "another process listens there; give each daemon a path of its own",
+            "another process listens there; give each process a path of its own",
         )),
         Err(_) => Ok(()),
     }

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use kube::Client;
 use prometheus_client::registry::Registry;
 use rolecall_process::{
-    address::on_this_machine,
+    address::{on_this_machine, with_remedy},
     admin,
     drain::{self, EssentialTaskEnded},
     liveness::Liveness,
@@ -46,8 +46,8 @@ const BACK_DEADLINE: Duration = Duration::from_secs(1);
 pub enum StartError {
     #[error(transparent)]
     Admin(#[from] admin::Error),
-    #[error("bind --listen {address}: {source}; {remedy}")]
-    Listen { address: SocketAddr, source: io::Error, remedy: &'static str },
+    #[error("bind --listen {address}")]
+    Listen { address: SocketAddr, source: io::Error },
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("set up TLS")]
@@ -323,16 +323,16 @@ fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    bind().map_err(|source| {
-        let remedy = match source.kind() {
-            io::ErrorKind::AddrInUse => "another program listens there: choose another --listen",
+    bind().map_err(|cause| {
+        let remedy = match cause.kind() {
+            io::ErrorKind::AddrInUse => "Another program listens there: choose another --listen",
             io::ErrorKind::PermissionDenied => {
-                "ports below 1024 need CAP_NET_BIND_SERVICE here: choose another --listen, such as [::]:8443, and \
+                "Ports below 1024 need CAP_NET_BIND_SERVICE here: choose another --listen, such as [::]:8443, and \
                  lead the Service to it"
             }
-            _ => "the address must be one of this pod: [::]:8443 stands for all",
+            _ => "The address must be one of this pod: [::]:8443 stands for all",
         };
-        StartError::Listen { address, source, remedy }
+        StartError::Listen { address, source: with_remedy(cause, remedy) }
     })
 }
 
@@ -340,7 +340,21 @@ fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use rolecall_process::telemetry::chain;
+
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_told_once_with_its_cause_and_the_remedy() {
+        let taken = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = Error::boot(bind(address).unwrap_err());
+        let expect = format!(
+            "bind --listen {address}: Address already in use (os error 98). Another program listens there: choose \
+             another --listen"
+        );
+        assert_eq!(chain(&error).to_string(), expect);
+    }
 
     #[test]
     fn every_metric_is_documented_and_every_documented_metric_exists() {

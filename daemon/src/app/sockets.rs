@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::errno::Errno;
-use rolecall_process::admin;
+use rolecall_process::{address::with_remedy, admin};
 use tokio::net::TcpSocket;
 
 use super::StartError;
@@ -99,21 +99,22 @@ fn endpoint(
         }
         match listen(address) {
             Ok(listener) => listeners.push(listener),
-            Err(source) => {
-                let remedy = match source.kind() {
+            Err(cause) => {
+                let is_absent = is_absent(&cause);
+                let remedy = match cause.kind() {
                     io::ErrorKind::AddrInUse => {
-                        "another program has this address and port (the EKS Pod Identity Agent, if it is 169.254.170.23:80): remove \
-                         one of the two, or choose another --listen"
+                        "Another program has this address and port (the EKS Pod Identity Agent, if it is 169.254.170.23:80): remove \
+                         one of the two"
                     }
-                    io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+                    io::ErrorKind::PermissionDenied => "Ports below 1024 need CAP_NET_BIND_SERVICE",
                     _ if loopback::is_ours_to_put(address.ip()) => {
-                        "the address must be on an interface of the node: give the daemon CAP_NET_ADMIN and \
+                        "The address must be on an interface of the node: give the daemon CAP_NET_ADMIN and \
                          --manage-addresses=on, and it puts it on lo"
                     }
-                    _ => "the address must be on an interface of the node: ip address add <address> dev lo",
+                    _ => "The address must be on an interface of the node: ip address add <address> dev lo",
                 };
-                let error = StartError::Listen { address, source, remedy };
-                if !is_absent(&error) {
+                let error = StartError::Listen { address, source: with_remedy(cause, remedy) };
+                if !is_absent {
                     return Err(error);
                 }
                 tracing::warn!(%address, "leave out an address that the node does not have");
@@ -127,10 +128,9 @@ fn endpoint(
     }
 }
 
-fn is_absent(error: &StartError) -> bool {
-    let StartError::Listen { source, .. } = error else { return false };
+fn is_absent(error: &io::Error) -> bool {
     let absent = [Errno::EADDRNOTAVAIL, Errno::EAFNOSUPPORT];
-    source.raw_os_error().is_some_and(|raw| absent.contains(&Errno::from_raw(raw)))
+    error.raw_os_error().is_some_and(|raw| absent.contains(&Errno::from_raw(raw)))
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

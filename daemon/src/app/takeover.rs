@@ -12,7 +12,7 @@ use rolecall_process::{
 };
 use tokio::{
     net::UnixListener,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -25,6 +25,12 @@ use crate::{
     pods::PodTable,
     token::verify::Verifier,
 };
+
+/// How long a daemon that is alone on its node waits for the list of its pods before it listens.
+///
+/// Whoever connects before the list is there waits in silence, which costs it its read timeout, of a second with most
+/// SDKs, where a refused connection is tried again. Without the API server there is no list; then requests are to be told so.
+const KNOWN_WITHIN: Duration = Duration::from_secs(2);
 
 /// Pause before the sockets are asked for or bound again.
 const RETRY_IN: Duration = Duration::from_millis(200);
@@ -54,6 +60,17 @@ pub(super) struct Takeover {
 struct Said(Option<(String, Instant)>);
 
 impl Takeover {
+    /// Lets the pods of the node be known before it listens, where no other daemon is in the way; not for long.
+    pub(super) async fn pods_if_alone(&self, table: &PodTable) {
+        let is_alone = match &self.socket {
+            Some(path) => !is_somebody_there(path).await,
+            None => true,
+        };
+        if is_alone {
+            let _ = timeout(KNOWN_WITHIN, synced(table)).await;
+        }
+    }
+
     /// The sockets, bound at once, where no other daemon is in the way; `None` where one is.
     pub(super) async fn sockets_if_alone(&self) -> Result<Option<Sockets>, StartError> {
         let Some(path) = &self.socket else { return Sockets::bind(&self.wanted).map(Some) };
@@ -114,8 +131,9 @@ impl Takeover {
                 return match Sockets::bind(&self.wanted) {
                     Ok(sockets) => Ok(Ok((sockets, None))),
                     Err(error) if is_taken(&error) => Ok(Err(format!(
-                        "{error}; if it is a daemon that does not hand over at --handover-socket, this one serves \
-                         once that has ended"
+                        "{}; if it is a daemon that does not hand over at --handover-socket, this one serves once that \
+                         has ended",
+                        chain(&error)
                     ))),
                     Err(error) => Err(error),
                 };

@@ -8,7 +8,7 @@ use rolecall_daemon::{
     config::Config,
     node::{Netlink, NodeAddresses},
 };
-use rolecall_process::telemetry;
+use rolecall_process::telemetry::{self, chain};
 use rolecall_sandbox::world::World;
 
 use super::{
@@ -78,7 +78,7 @@ async fn start_error(listen: &str) -> String {
     .await
     {
         Ok(_) => panic!("it started"),
-        Err(error) => error.to_string(),
+        Err(error) => chain(&error).to_string(),
     }
 }
 

@@ -54,6 +54,23 @@ async fn a_daemon_that_starts_without_the_api_server_waits_for_it() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_is_alone_listens_once_it_knows_its_pods() {
+    let world = World::start().await.unwrap();
+    let orders = world.pod(pod("orders").ip("127.0.0.2")).unwrap();
+    let pods = world.cluster.hold("/api/v1/pods");
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let flags = format!("--listen={address}");
+    let nobody_listens = async {
+        let is_list = |request: &String| request.starts_with("GET /api/v1/pods");
+        world.cluster.wait_for_requests(|requests| requests.iter().any(is_list)).await;
+        assert!(tokio::net::TcpStream::connect(address).await.is_err(), "it listens and knows nobody");
+        pods.release_all();
+    };
+    let (app, ()) = tokio::join!(TestApp::not_ready(world.clone(), &flags), nobody_listens);
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
+}
+
+#[tokio::test]
 async fn without_sts_what_is_held_is_served() {
     let app = TestApp::start().await;
     let orders = app.world.pod(pod("orders").ip("127.0.0.2")).unwrap();

@@ -5,6 +5,8 @@ use std::{io, time::Duration};
 use tokio::{task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::is_of_the_connection;
+
 /// How long to wait after an accept error that is about this process, such as too many open files: at once it
 /// would only come again.
 const BACK_OFF: Duration = Duration::from_millis(200);
@@ -43,14 +45,6 @@ pub(super) async fn run<S, F>(
     }
     drop(accept);
     while connections.join_next().await.is_some() {}
-}
-
-/// Whether `error` is about the connection that was to be accepted, so that the next one may well succeed.
-fn is_of_the_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
-    )
 }
 
 #[cfg(test)]

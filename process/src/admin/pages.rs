@@ -85,7 +85,7 @@ async fn answer(door: Door, state: &State, request: Request<Incoming>) -> Respon
         }
         (Door::Loopback, "/log-level") if request.method() == Method::PUT => text(
             StatusCode::FORBIDDEN,
-            "the level is set over the Unix socket: rolecall-daemon log-level FILTER\n".to_owned(),
+            "the level is set over the Unix socket: run this program's log-level FILTER\n".to_owned(),
         ),
         (Door::Loopback | Door::Socket, "/log-level") => not_allowed("GET, HEAD, PUT"),
         (Door::Loopback | Door::Socket, _) => {

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    metrics,
-    telemetry::{LogFormat, test::Captured},
+    metrics, program,
+    telemetry::{LogFormat, chain, test::Captured},
 };
 
 /// Open doors on free ports, and hands on what they show.
@@ -178,10 +178,24 @@ fn a_port_that_is_taken_is_named_with_its_flag() {
         ("--admin-listen", Config { listen: Some(address), ..config(dir.path()) }),
         ("--metrics-listen", Config { metrics_listen: Some(address), ..config(dir.path()) }),
     ] {
-        let error = Bound::bind(config).err().unwrap().to_string();
-        assert!(error.contains(&format!("bind {flag} {address}: ")) && error.contains("in use"), "{error}");
+        let error = program::Error::boot(Bound::bind(config).err().unwrap());
+        let said = chain(&error).to_string();
+        let remedy =
+            said.strip_prefix(&format!("bind {flag} {address}: Address already in use (os error 98). "));
+        assert!(remedy.is_some_and(|remedy| remedy.contains("choose another port")), "{said}");
         assert!(!dir.path().join("admin.sock").exists());
     }
+}
+
+#[test]
+fn a_socket_that_is_taken_is_named_with_its_flag() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("admin.sock");
+    let _taken = Bound::bind_socket(path.clone()).unwrap();
+    let error = program::Error::boot(Bound::bind_socket(path.clone()).err().unwrap());
+    let expect = format!("bind --admin-socket {}: another process listens there; ", path.display());
+    let said = chain(&error).to_string();
+    assert!(said.starts_with(&expect) && said.matches("listens there").count() == 1, "{said}");
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Accepts connections, sets up TLS and speaks HTTP, through bursts, errors and the drain.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rolecall_process::drain;
+use rolecall_process::{accept::is_of_the_connection, drain};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
@@ -152,14 +152,6 @@ impl Server {
             debug!(%error, %peer, "a connection ended early");
         }
     }
-}
-
-/// Errors of the connection that was to be accepted, not of the listener; the next one is accepted at once.
-fn is_of_the_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
-    )
 }
 
 /// Counts an open connection.
