@@ -203,6 +203,20 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_is_in_the_documentation_with_its_default() {
+        let text = include_str!("../../docs/operations.md");
+        let table = text.split_once("\n## Flags\n").unwrap().1;
+        for flag in flags(&command()) {
+            let long = flag.get_long().unwrap();
+            let row = table.lines().find(|line| line.starts_with(&format!("| `--{long}` |")));
+            let row = row.unwrap_or_else(|| panic!("--{long} has no row"));
+            for value in flag.get_default_values() {
+                assert!(row.contains(&format!("| `{}` |", value.to_string_lossy())), "{row}");
+            }
+        }
+    }
+
+    #[test]
     fn the_help_is_in_groups_and_tells_units_and_defaults() {
         let help = command().render_long_help().to_string();
         let mut rest = help.as_str();

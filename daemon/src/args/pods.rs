@@ -23,7 +23,7 @@ pub struct PodArgs {
     /// In a DaemonSet, set ROLECALL_NODE_NAME from the field spec.nodeName.
     #[arg(long, env = "ROLECALL_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Kubeconfig of the API server; without it the pod's ServiceAccount is used, else ~/.kube/config
+    /// Kubeconfig of the API server; without it the pod's ServiceAccount is used
     ///
     /// Only for a daemon that runs outside of its cluster.
     #[arg(long, env = "ROLECALL_KUBECONFIG", value_name = "FILE")]

@@ -108,9 +108,10 @@ impl NodeAddresses {
         let mut current = self.0.nets.write().unwrap_or_else(PoisonError::into_inner);
         if *current != nets {
             debug!(count = nets.len(), "learned the node's addresses");
+            // Before the change and under the lock: whoever reads the new number looks after the change.
+            self.0.stamp.fetch_add(1, Ordering::Release);
             *current = nets;
             drop(current);
-            self.0.stamp.fetch_add(1, Ordering::Release);
             self.0.version.send_modify(|version| *version += 1);
         }
         Ok(())

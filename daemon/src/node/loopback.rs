@@ -116,9 +116,7 @@ pub async fn remove(wanted: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
         if !is_alone || !(is_marked(&message) || wanted.contains(&address)) {
             continue;
         }
-        let deleted = asker.handle().address().del(message).execute().await;
-        asker.ensure_open()?;
-        match deleted {
+        match asker.answer(asker.handle().address().del(message).execute()).await? {
             Ok(()) => removed.push(address),
             Err(error) if errno(&error) == Some(Errno::EADDRNOTAVAIL) => {}
             Err(source) => return Err(Error::Remove { address, source: Box::new(source) }),
@@ -134,8 +132,8 @@ impl Loopback {
     pub async fn keep(mut self, condition: Condition, drain: drain::Watch) {
         let mut begun = pin!(drain.begun());
         let left_out: Vec<IpAddr> = self.missing.keys().copied().collect();
+        let mut retry = !self.missing.is_empty();
         loop {
-            let retry = !self.missing.is_empty();
             tokio::select! {
                 () = &mut begun => return,
                 changed = self.changes.next() => if !changed {
@@ -151,8 +149,14 @@ impl Loopback {
                         self.metrics.restored.inc();
                     }
                 }
-                Err(error) => warn!(error = %chain(&error), "cannot look after the endpoint's addresses"),
+                Err(error) => {
+                    warn!(error = %chain(&error), "cannot look after the endpoint's addresses");
+                    // What is missing is not known.
+                    retry = true;
+                    continue;
+                }
             }
+            retry = !self.missing.is_empty();
             match self.missing.iter().find(|(address, _)| !left_out.contains(address)) {
                 Some((address, reason)) => {
                     condition.broken(&format!("{address} is gone from the node: {reason}"));
@@ -169,9 +173,8 @@ impl Loopback {
         let present: Vec<IpAddr> = found.iter().filter_map(address_of).collect();
         let mut results = Vec::new();
         for &address in self.wanted.iter().filter(|address| !present.contains(address)) {
-            results.push((address, add(self.asker.handle(), index, address).await));
+            results.push((address, self.asker.answer(add(self.asker.handle(), index, address)).await?));
         }
-        self.asker.ensure_open()?;
         let before = std::mem::take(&mut self.missing);
         let mut put = Vec::new();
         for (address, result) in results {

@@ -14,6 +14,7 @@ use std::{
     },
     task::{Context, Poll},
     thread,
+    time::Duration,
 };
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -21,8 +22,12 @@ use rtnetlink::{Handle, MulticastGroup, new_multicast_connection, packet_route::
 use tokio::{
     runtime::{self, Builder},
     sync::watch,
+    time::timeout,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// The kernel answers at once, or as soon as others have done with the network's settings.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// The thread. It ends when this is dropped, and every connection with it.
 #[derive(Debug)]
@@ -47,6 +52,9 @@ pub enum AskError {
     Refused(Box<rtnetlink::Error>),
     #[error("the netlink socket was closed")]
     Closed,
+    /// It drops an answer where its queue for the socket is full.
+    #[error("the kernel gave no answer within {ANSWER_WITHIN:?}")]
+    Silent,
 }
 
 /// A connection that says that it is closed before it is: what was asked on it ends when it is dropped.
@@ -101,18 +109,18 @@ impl Netlink {
 impl Asker {
     /// All addresses of the network namespace.
     pub(super) async fn addresses(&self) -> Result<Vec<AddressMessage>, AskError> {
-        let found = self.handle.address().get().execute().try_collect().await;
-        // Cut off, an answer looks as if that were all.
-        self.ensure_open()?;
+        let found = self.answer(self.handle.address().get().execute().try_collect()).await?;
         found.map_err(|error| AskError::Refused(Box::new(error)))
     }
 
-    /// Fails if what was done on the connection may not have been done to its end.
-    pub(super) fn ensure_open(&self) -> Result<(), AskError> {
-        if self.is_closed.load(Ordering::Acquire) { Err(AskError::Closed) } else { Ok(()) }
+    /// The answer to what was asked, or told to be done, by way of [`Self::handle`].
+    pub(super) async fn answer<T>(&self, answer: impl Future<Output = T>) -> Result<T, AskError> {
+        let answer = timeout(ANSWER_WITHIN, answer).await.map_err(|_| AskError::Silent)?;
+        // Cut off, an answer looks as if that were all.
+        if self.is_closed.load(Ordering::Acquire) { Err(AskError::Closed) } else { Ok(answer) }
     }
 
-    /// For what is not asked but done; see [`Self::ensure_open`].
+    /// For what [`Self::answer`] waits for.
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }

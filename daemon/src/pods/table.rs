@@ -204,7 +204,6 @@ impl Writer {
             Event::Apply(pod) => self.shared.write().apply(pod).into_iter().collect(),
             Event::Delete(uid) => self.shared.write().remove(&uid).into_iter().collect(),
         };
-        self.shared.stamp.fetch_add(1, Ordering::Release);
         self.shared.version.send_modify(|version| *version += 1);
         changes
     }
@@ -218,7 +217,10 @@ impl Shared {
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        let state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        // Before the change and under the lock: whoever reads the new number looks after the change.
+        self.stamp.fetch_add(1, Ordering::Release);
+        state
     }
 }
 

@@ -1,6 +1,9 @@
 //! Follows this node's pods at the API server and feeds the table.
 
 use std::{
+    error::Error,
+    io,
+    iter::successors,
     pin::pin,
     sync::{
         Arc,
@@ -151,14 +154,20 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(1.0 - fastrand::f64() / 2.0)
 }
 
-/// Whether the API server has said this itself.
-fn has_answered(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => matches!(error, kube::Error::Api(_)),
-        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
-    }
+/// Whether nobody took the connection. Whoever has taken one, and ended it or answered with an error, may have more to do
+/// than it can: to ask more often does not help.
+fn is_out_of_reach(error: &watcher::Error) -> bool {
+    successors(Some(error as &(dyn Error + 'static)), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::TimedOut
+                    | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable
+            )
+        })
 }
 
 impl Backoff for Pauses {
@@ -186,22 +195,21 @@ pub async fn run(
                 metrics.errors.inc();
                 metrics.connection.failed(&error);
                 let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-                if has_answered(&error) {
-                    // It has more to do than it can, or there is nothing to be had: to ask more often does not help.
-                    sleep(pause).await;
-                } else {
+                if is_out_of_reach(&error) {
                     let least = pause.min(jittered(WANTED_PAUSE));
                     sleep(least).await;
                     let _ = timeout(pause - least, writer.news_are_wanted()).await;
+                } else {
+                    sleep(pause).await;
                 }
                 continue;
             }
         };
-        // A list that begins says nothing of how it ends.
+        // That a list begins is said before anybody is asked for it.
         if !matches!(event, watcher::Event::Init) {
             pauses.reset();
+            metrics.last_event.set(unix_seconds(clock.now()));
         }
-        metrics.last_event.set(unix_seconds(clock.now()));
         let Some(event) = translate(event, &audience) else { continue };
         let changes = writer.apply(event);
         for change in &changes {
@@ -254,14 +262,23 @@ mod tests {
         }
     }
 
+    fn failed_with(kind: io::ErrorKind) -> watcher::Error {
+        watcher::Error::InitialListFailed(kube::Error::Service(Box::new(io::Error::from(kind))))
+    }
+
     fn unreachable() -> watcher::Error {
-        watcher::Error::WatchFailed(kube::Error::TlsRequired)
+        failed_with(io::ErrorKind::ConnectionRefused)
     }
 
     fn overloaded() -> watcher::Error {
         watcher::Error::WatchError(Box::new(
             Status::failure("too many requests", "TooManyRequests").with_code(429),
         ))
+    }
+
+    /// As a server does that has more connections than it can bear.
+    fn reset() -> watcher::Error {
+        failed_with(io::ErrorKind::ConnectionReset)
     }
 
     /// How long it takes until the table is synced, where the API server fails four times before it answers; and a
@@ -286,6 +303,30 @@ mod tests {
         assert!(back_after(unreachable, true).await <= 4 * WANTED_PAUSE + Duration::from_millis(10));
         assert!(all_pauses <= back_after(unreachable, false).await);
         assert!(all_pauses <= back_after(overloaded, true).await);
+        assert!(all_pauses <= back_after(reset, true).await);
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_is_not_there_is_out_of_reach() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = kube::Config::new(format!("http://127.0.0.1:{port}").parse().unwrap());
+        let mut stream = pin!(stream(Client::try_from(config).unwrap(), "node-1"));
+        assert!(matches!(stream.next().await, Some(Ok(watcher::Event::Init))));
+        let error = stream.next().await.unwrap().unwrap_err();
+        assert!(is_out_of_reach(&error), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_list_that_begins_is_no_event_of_the_api_server() {
+        let last_event_after = async |events: Vec<watcher::Event<PodObject>>| {
+            let metrics = Metrics::default();
+            let clock = Clock::from_fn(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
+            let events = stream::iter(events.into_iter().map(Ok));
+            run(events, PodTable::new().1, String::new(), clock, metrics.clone(), drop).await;
+            metrics.last_event.get()
+        };
+        assert_eq!(last_event_after(vec![watcher::Event::Init]).await, 0);
+        assert_eq!(last_event_after(vec![watcher::Event::Init, watcher::Event::InitDone]).await, 7);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat},
 };
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -126,15 +126,26 @@ fn read_volume(pods_dir: &Path, uid: &PodUid, volume: &TokenVolume) -> Result<To
         OFlag::O_PATH | OFlag::O_DIRECTORY,
         ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS,
     )?;
-    // The kubelet's own links lead from the file to `..data` and on, all inside of the volume. The file is opened
-    // without blocking, so that a fifo in its place cannot hold the thread.
-    let file = open(
-        directory.as_fd(),
-        Path::new(&*volume.path),
-        OFlag::O_RDONLY | OFlag::O_NONBLOCK,
-        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS,
-    )?;
-    read_capped(File::from(file))
+    let mut missed_in = None;
+    loop {
+        // The kubelet's own links lead from the file to `..data` and on, all inside of the volume. The file is opened
+        // without blocking, so that a fifo in its place cannot hold the thread.
+        let file = open(
+            directory.as_fd(),
+            Path::new(&*volume.path),
+            OFlag::O_RDONLY | OFlag::O_NONBLOCK,
+            ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        );
+        if let Err(ReadError::Missing) = file {
+            // A rotation leads the link to another folder and takes the former away, perhaps while it is walked through.
+            let data = readlinkat(&directory, "..data").ok();
+            if data.is_some() && data != missed_in {
+                missed_in = data;
+                continue;
+            }
+        }
+        return read_capped(File::from(file?));
+    }
 }
 
 /// Its absence is no missing token but a wrong mount, which would look like one for every pod.

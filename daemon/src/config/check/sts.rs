@@ -48,7 +48,7 @@ pub(super) fn check_sts(checked: &mut Checked, args: StsArgs, environment: Envir
         SDK_PATIENCE <= args.sts_attempt_timeout && args.sts_attempt_timeout <= Duration::from_secs(120),
         "--sts-attempt-timeout",
         args.sts_attempt_timeout,
-        "choose 1s to 2m; a slow STS is not a dead one, so 15s suits most",
+        "choose 1s to 2m; a slow STS is not a dead one, so 20s suits most",
     );
     StsConfig {
         region,
