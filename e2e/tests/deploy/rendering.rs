@@ -116,6 +116,30 @@ fn two_daemons_fit_on_a_node_while_one_follows_the_other() {
 }
 
 #[test]
+fn as_many_nodes_as_the_operator_says_get_the_next_daemon_at_a_time() {
+    for (value, expect) in [("daemon.maxSurge=3", json!(3)), ("daemon.maxSurge=10%", json!("10%"))] {
+        let daemon_set = helm(&values(&[value])).remove("DaemonSet rolecall-daemon").unwrap();
+        let update = &daemon_set["spec"]["updateStrategy"]["rollingUpdate"];
+        assert_eq!(update, &json!({"maxSurge": expect, "maxUnavailable": 0}));
+    }
+}
+
+#[test]
+fn the_region_is_told_to_both_programs() {
+    let told = |objects: &Objects| {
+        let is_told = |container: &&Value| strings(&container["args"]).contains(&"--region=eu-central-1");
+        containers(objects).filter(is_told).count()
+    };
+    assert_eq!(told(&helm(&values(&[]))), 2);
+    assert_eq!(told(&kustomize("example")), 2);
+    assert_eq!(told(&helm(&["daemon.stsEndpoint=https://sts.example.com"])), 0);
+    // The last one counts.
+    let own = helm(&values(&["shim.args={--region=us-west-2}"]));
+    let container = own["Deployment rolecall-shim"].pointer("/spec/template/spec/containers/0").unwrap();
+    assert_eq!(strings(&container["args"]).last(), Some(&"--region=us-west-2"));
+}
+
+#[test]
 fn the_schema_says_what_is_wrong() {
     for (more, parts) in [
         (&["region=Frankfurt"][..], &["region", "pattern"][..]),
@@ -125,6 +149,8 @@ fn the_schema_says_what_is_wrong() {
         (&[REGION, "daemon.metadataExempt={kube-system}"], &["/daemon/metadataExempt/0", "pattern"]),
         (&[REGION, "daemon.args={region}"], &["/daemon/args/0", "pattern"]),
         (&[REGION, "daemon.replicas=3"], &["/daemon", "replicas"]),
+        (&[REGION, "daemon.maxSurge=0"], &["/daemon/maxSurge", "1"]),
+        (&[REGION, "daemon.maxSurge=0%"], &["/daemon/maxSurge", "pattern"]),
         (&[REGION, "shim.replicas=0"], &["/shim/replicas", "1"]),
         (&[REGION, "shim.certificate=files"], &["/shim/certificate", "cert-manager"]),
         (&[REGION, "shim.failurePolicy=ignore"], &["/shim/failurePolicy", "Ignore"]),
@@ -163,7 +189,7 @@ fn the_programs_understand_every_flag_of_the_manifests() {
         "daemon.stsEndpoint=https://sts.example.com",
         "daemon.metadataExempt={kube-system/aws-*,monitoring/agent}",
         "daemon.args={--session-duration=2h}",
-        "shim.args={--default-mode=irsa}",
+        "shim.args={--default-mode=irsa,--region=us-west-2}",
     ];
     let mut renderings: Vec<_> = OPTIONS.iter().map(|(_, more)| helm(&values(more))).collect();
     renderings.push(helm(&values(&many)));

@@ -89,7 +89,7 @@ pub fn taken() {
     let mut daemon = surroundings.spawn(&[NO_FIREWALL]);
     assert_eq!(daemon.end().code(), Some(71));
     let log = daemon.log();
-    let parts = ["--listen 169.254.170.23:80", "EKS Pod Identity Agent", "choose another --listen"];
+    let parts = ["--listen 169.254.170.23:80", "EKS Pod Identity Agent", "remove one of the two"];
     for part in parts {
         assert!(log.contains(part), "{part:?} is not in {log}");
     }
