@@ -24,6 +24,11 @@ BUILD_PROGRAMS := cargo build --locked --workspace --exclude rolecall-e2e --bins
 # The tools' paths, for the tests and the demo.
 WITH_TOOLS := eval "$$(scripts/tools env)"
 
+# Ends what hangs, with all that it has started: they are a process group of their own, which gets the signal. At a
+# terminal they are not, for such a group would never see Ctrl-C; what hangs there somebody has to end.
+# It is to be started by `exec`: `make` hands SIGTERM on to what it has started, and a shell would keep it to itself.
+LIMITED = timeout --kill-after=1m $$({ true </dev/tty; } 2>/dev/null && echo --foreground)
+
 .PHONY: help
 help: ## List what can be made
 	@awk -F ' *## *' '/^[a-z][a-z0-9-]*:.*## / { sub(/:.*/, "", $$1); printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +50,7 @@ endif
 .PHONY: test
 test: tools ## Run all tests: the fast ones, then those against real parts
 	@$(BUILD_PROGRAMS)
-	@$(WITH_TOOLS); timeout --foreground 40m cargo test --locked --workspace --no-fail-fast
+	@$(WITH_TOOLS); exec $(LIMITED) 40m cargo test --locked --workspace --no-fail-fast
 
 .PHONY: test-fast
 test-fast: ## Run the tests that need no root, no cluster and no network
@@ -128,7 +133,7 @@ E2E_CI := late-daemon wrong-pod metadata uninstall
 
 .PHONY: e2e-ci
 e2e-ci: e2e-built ## Show the most important of it in a few minutes, as CI does
-	@$(E2E) run --images $(CARGO_TARGET_DIR)/image --race-pods 40 $(E2E_CI:%=--scenario %)
+	@$(WITH_TOOLS); exec $(LIMITED) 40m $(BIN)/rolecall-e2e run --images $(CARGO_TARGET_DIR)/image --race-pods 40 $(E2E_CI:%=--scenario %)
 
 .PHONY: e2e-up
 e2e-up: e2e-built ## Start that cluster and leave it up, to look around

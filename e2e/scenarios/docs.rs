@@ -29,7 +29,7 @@ make e2e-down             # ends every such cluster, and removes what a killed o
 | two nodes | containerd, runc, kubelet and kube-proxy, in namespaces of their own for network, mounts, processes and IPC; a bridge for the pods, IPv4 and IPv6 |
 | Rolecall | the images of `make image` and the manifests of `deploy/kustomize`, with the overlay `e2e/cluster/install` |
 | STS | the sandbox's, which checks every token's signature, audience, issuer and subject against the role's trust policy, and every call's signature |
-| pods | a probe that asks in its first instruction, once, and gives up after a second without a byte; and unmodified SDKs ([sdks.md](sdks.md)) |
+| pods | a probe that asks in its first instruction, once, and gives up after a second without a connection, or after one without a byte on it; and unmodified SDKs ([sdks.md](sdks.md)) |
 
 Kubernetes, etcd and containerd are built from pinned Go modules, once; runc and the CNI plug-ins are the distribution's; nothing is pulled from a registry of images.
 The machine's own network, firewall, mounts and kernel settings are not touched: all of it lives in namespaces, which the kernel takes away with the first process in them, however that ends.

@@ -19,7 +19,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use report::{Figure, Report};
 use rolecall_e2e::{isolation, tool};
@@ -170,18 +170,20 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
     let rotation_begins = Scenario::rotation_begins(&chosen);
     for scenario in chosen {
         report.begin(scenario.name());
-        // Whatever the one before has left.
-        world.reset().await?;
-        if rotation_begins == Some(scenario) {
-            rotation = Some(Rotation::begin(&world).await?);
-        }
-        let played = match (scenario, rotation.take_if(|_| scenario == Scenario::Rotation)) {
-            (_, Some(rotation)) => rotation.end(&world, &mut report).await,
-            (Scenario::Sdks, None) => {
-                sdks::run(&world, &mut report).await.map(|table| table_of_sdks = Some(table))
+        let played = async {
+            world.reset().await.context("put back what the one before has left")?;
+            if rotation_begins == Some(scenario) {
+                rotation = Some(Rotation::begin(&world).await);
             }
-            (_, None) => play(scenario, &mut world, &mut report, run.race_pods).await,
-        };
+            match (scenario, rotation.take_if(|_| scenario == Scenario::Rotation)) {
+                (_, Some(begun)) => begun.context("start its pods")?.end(&world, &mut report).await,
+                (Scenario::Sdks, None) => {
+                    sdks::run(&world, &mut report).await.map(|table| table_of_sdks = Some(table))
+                }
+                (_, None) => play(scenario, &mut world, &mut report, run.race_pods).await,
+            }
+        }
+        .await;
         if let Err(error) = played {
             println!("FAILED   {}: {error:#}", scenario.name());
             failures.push(scenario.name());
@@ -207,7 +209,7 @@ async fn play(scenario: Scenario, world: &mut World, report: &mut Report, race_p
         Scenario::WrongPod => wrong_pod::run(world, report).await,
         Scenario::Life => life::run(world, report).await,
         Scenario::Metadata => metadata::run(world, report).await,
-        Scenario::Rotation => bail!("it begins before the others"),
+        Scenario::Rotation => bail!("its pods have not begun: there was no reset before them"),
         Scenario::Uninstall => uninstall::run(world, report).await,
     }
 }

@@ -1,6 +1,7 @@
 //! Pods of the scenarios: made, waited for, asked what became of them.
 
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
@@ -14,6 +15,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::world::PROBE;
+
+/// Longer than the API server takes to forget pods without grace, on a busy machine.
+const CLEARED_WITHIN: Duration = Duration::from_secs(120);
 
 /// The pods of one namespace.
 #[derive(Clone)]
@@ -173,12 +177,17 @@ impl Pods {
 
     /// Removes every pod of the namespace and waits until the API has none.
     pub(crate) async fn clear(&self) -> Result<()> {
-        let now = DeleteParams::default().grace_period(0);
-        self.api.delete_collection(&now, &ListParams::default()).await?;
-        while !self.api.list_metadata(&ListParams::default()).await?.items.is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-        Ok(())
+        let clearing = async {
+            let now = DeleteParams::default().grace_period(0);
+            self.api.delete_collection(&now, &ListParams::default()).await?;
+            while !self.api.list_metadata(&ListParams::default()).await?.items.is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(CLEARED_WITHIN, clearing)
+            .await
+            .with_context(|| format!("{} still has pods after {CLEARED_WITHIN:?}", self.namespace))?
     }
 
     pub(crate) fn api(&self) -> &Api<Pod> {

@@ -1,4 +1,5 @@
-//! The race: each pod asks in its first instruction, once, and gives up after a second without a byte.
+//! The race: each pod asks in its first instruction, once, and gives up after a second without a connection, or after one
+//! without a byte on it.
 
 use std::cell::Cell;
 use std::time::Duration;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +12,7 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use kube::Client;
 use kube::api::{Api, ListParams};
 use rolecall_e2e::cluster::underlay::GATEWAY;
-use rolecall_e2e::cluster::{Image, image_root, wait_for};
+use rolecall_e2e::cluster::{Image, Node, image_root, wait_for};
 use rolecall_e2e::control_plane::ISSUER;
 use rolecall_e2e::{Cluster, Process, tool};
 use rolecall_sandbox::sts::{StsConfig, StsServer, TrustPolicy};
@@ -46,6 +47,8 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) sts: StsServer,
     pub(crate) client: Client,
+    /// Those of [`World::service_account`].
+    roles: Mutex<BTreeSet<String>>,
     folder: PathBuf,
 }
 
@@ -61,12 +64,12 @@ impl World {
         let jwks = cluster.control_plane().jwks().await?;
         sts.register_jwks(ISSUER, serde_json::from_str(&jwks)?);
         let client = cluster.client().await?;
-        let world = Self { cluster, sts, client, folder: folder.to_owned() };
+        let world = Self { cluster, sts, client, roles: Mutex::default(), folder: folder.to_owned() };
         world.make_namespace(NAMESPACE).await?;
         Ok(world)
     }
 
-    /// Installs Rolecall from `deploy/` and waits until pods are injected.
+    /// Installs Rolecall from `deploy/`, or what is missing of it, and waits until pods are injected.
     pub(crate) async fn install(&self) -> Result<()> {
         self.kubectl(&["apply", "-k", &overlay("install").display().to_string()])?;
         self.wait_for_rollout().await?;
@@ -133,6 +136,7 @@ impl World {
     /// Makes a ServiceAccount with a role of its own that trusts it, and returns the role.
     pub(crate) async fn service_account(&self, namespace: &str, name: &str) -> Result<String> {
         let role = format!("arn:aws:iam::111122223333:role/{name}");
+        self.roles.lock().unwrap_or_else(PoisonError::into_inner).insert(role.clone());
         self.sts.trust(&role, TrustPolicy::service_account(ISSUER, namespace, name));
         let manifest = json!({
             "apiVersion": "v1",
@@ -147,11 +151,22 @@ impl World {
         Ok(role)
     }
 
-    /// Ends the pods of the scenarios, and whatever STS was told to do.
+    /// Ends the pods of the scenarios and whatever STS was told to do, and brings back what a scenario that failed on
+    /// the way has taken away: the API server, STS, a part of Rolecall.
     pub(crate) async fn reset(&self) -> Result<()> {
+        let control_plane = self.cluster.control_plane();
+        if !control_plane.api_server_is_running()? {
+            control_plane.start_api_server().await.context("start the API server again")?;
+        }
+        self.sts.set_outage(false).await.context("bring STS back")?;
         self.sts.behave();
         self.sts.set_session_seconds(None);
-        self.pods(NAMESPACE).clear().await
+        for role in self.roles.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            self.sts.set_role_session_seconds(role, None);
+        }
+        self.pods(NAMESPACE).clear().await?;
+        // Scales the shim back as well; what is there already stays as it is.
+        self.install().await
     }
 
     /// The pods of a namespace.
@@ -180,6 +195,13 @@ impl World {
         let text = |result: Result<String>| result.unwrap_or_else(|error| format!("{error:#}"));
         format!("{}\n{}", text(describe), text(logs))
     }
+}
+
+/// What the daemon of a node counts under a name, its labels included; zero while it is not there.
+pub(crate) fn counted(node: &Node, name: &str) -> Result<u64> {
+    let metrics = node.run(["curl", "--silent", "--fail", "http://127.0.0.1:9911/metrics"])?;
+    let count = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    count.map_or(Ok(0), str::parse).with_context(|| format!("read {name}"))
 }
 
 fn is_rolled_out(daemons: Option<&DaemonSet>) -> bool {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::pods::{Answer, address, probe};
 use crate::report::{Figure, Report};
-use crate::world::{NAMESPACE, World};
+use crate::world::{NAMESPACE, World, counted};
 
 const TOKEN_FILE: &str = "/var/run/secrets/rolecall.dev/serviceaccount/token";
 
@@ -25,16 +25,28 @@ pub(crate) async fn run(world: &World, report: &mut Report) -> Result<()> {
     world.pods(NAMESPACE).clear().await
 }
 
-/// The token of a pod, presented by a pod of the same node, a pod of the other node, and the node itself.
+/// The token of a pod, presented by a pod of the same node and by a pod of the other node.
 async fn stolen_token(world: &World, report: &mut Report) -> Result<()> {
     let token = start_victim(world).await?;
+    // Once it has its credentials, nobody has a reason to show its token to STS.
+    let own = ask(world, "victim", &[])?;
+    ensure!(own.is_success(), "the victim does not get its own credentials: {own:?}");
+    let shown = shown_to_sts(world, "victim");
     let mut refused = Vec::new();
-    for (name, node) in [("thief", "node-1"), ("far-thief", "node-2")] {
-        start(world, name, "thief", node).await?;
+    // The daemon of the other node refuses a token of another node before it looks whose it is.
+    for (name, node, code, counter) in [
+        ("thief", 0, "wrong_pod", "rolecall_wrong_pod_requests_total"),
+        ("far-thief", 1, "token_invalid", r#"rolecall_refusals_total{code="token_invalid"}"#),
+    ] {
+        let node = &world.cluster.nodes()[node];
+        start(world, name, "thief", node.name()).await?;
         let own = ask(world, name, &[])?;
         ensure!(own.is_success(), "{name} does not get its own credentials: {own:?}");
+        let before = counted(node, counter)?;
         let answer = ask(world, name, &["--token", &token])?;
-        ensure!(!answer.is_success() && answer.status == 403, "{name} used a stolen token: {answer:?}");
+        ensure!(answer.status == 403 && answer.code == code, "{name} used a stolen token: {answer:?}");
+        ensure!(before < counted(node, counter)?, "{} does not count the stolen token", node.name());
+        ensure!(shown_to_sts(world, "victim") == shown, "STS was shown the token that {name} has stolen");
         refused.push(format!("{} {}", answer.status, answer.code));
         let answer = ask(world, name, &["--token-file", "/none", "--token", "none"])?;
         ensure!(answer.code == "token_invalid", "{name} used a false token: {answer:?}");
@@ -127,6 +139,12 @@ async fn reused_address(world: &World, report: &mut Report) -> Result<()> {
         format!("{REUSES} of {REUSES} got their own credentials; {reused} had the address of the one before"),
     ));
     Ok(())
+}
+
+/// How often STS was shown a token of this ServiceAccount.
+fn shown_to_sts(world: &World, service_account: &str) -> usize {
+    let subject = format!("system:serviceaccount:{NAMESPACE}:{service_account}");
+    world.sts.calls().iter().filter(|call| call.subject.as_ref() == Some(&subject)).count()
 }
 
 /// Waits until an address is free, and makes it the next that the first node gives away.

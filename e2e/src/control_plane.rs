@@ -141,6 +141,11 @@ impl ControlPlane {
         self.api_server.stop()
     }
 
+    /// Whether the API server is up, ready or not.
+    pub fn api_server_is_running(&self) -> Result<bool> {
+        self.api_server.is_running()
+    }
+
     /// Starts the API server again, on the same port and data, and waits until it is ready.
     pub async fn start_api_server(&self) -> Result<()> {
         let signing_keys = self.pki().signing_keys().to_vec();

@@ -91,12 +91,18 @@ impl Daemon {
         Ok(line.map_or(Ok(0.0), str::parse)?)
     }
 
-    /// Waits until a metric has a value that `condition` likes. What brings it about must be under way.
+    /// Waits until a metric has a value that `condition` likes; fails after a minute, with the log. What brings it about
+    /// must be under way.
     pub async fn wait_for_metric(&self, name: &str, condition: impl Fn(f64) -> bool) -> Result<()> {
-        while !condition(self.metric(name).await?) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Ok(())
+        let liked = async {
+            while !condition(self.metric(name).await?) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(LIMIT, liked)
+            .await
+            .with_context(|| format!("{name} was not as it should be after {LIMIT:?}\n{}", self.logs()))?
     }
 
     /// Whether it still runs.

@@ -6,7 +6,8 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -90,7 +91,8 @@ pub fn end_all_but(spared: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// The folders of all clusters on this machine that run or were killed, also of those whose folder is gone already.
+/// The folders of all clusters of this user on this machine that run or were killed, also of those whose folder is gone
+/// already.
 pub fn remains() -> Result<Vec<PathBuf>> {
     let temporary = std::env::temp_dir();
     let mut folders = Vec::new();
@@ -106,7 +108,16 @@ pub fn remains() -> Result<Vec<PathBuf>> {
             folders.push(folder);
         }
     }
+    folders.retain(|folder| is_ours_or_gone(folder));
     Ok(folders)
+}
+
+/// Whether nobody else has made it: anybody may make a folder of such a name, and have a process killed that it names.
+fn is_ours_or_gone(folder: &Path) -> bool {
+    match fs::symlink_metadata(folder) {
+        Ok(metadata) => metadata.uid() == getuid().as_raw(),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
 }
 
 /// Removes folder and control groups, as soon as the last process is gone from them.
@@ -178,8 +189,23 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_somebody_else_names_no_process() {
+    fn a_text_of_another_form_names_no_process() {
         assert_eq!(Supervisor::from_text(""), None);
         assert_eq!(Supervisor::from_text("someone 12"), None);
+    }
+
+    #[test]
+    fn a_folder_of_somebody_else_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(is_ours_or_gone(folder.path()));
+        // To give it away takes root, who owns `/` otherwise.
+        let somebodys = if getuid().is_root() {
+            std::os::unix::fs::chown(folder.path(), Some(65534), None).unwrap();
+            folder.path()
+        } else {
+            Path::new("/")
+        };
+        assert!(!is_ours_or_gone(somebodys));
+        assert!(is_ours_or_gone(&folder.path().join("gone")));
     }
 }

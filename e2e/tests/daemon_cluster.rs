@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use std::time::Duration;
+
 use k8s_openapi::api::{core::v1::Node, events::v1::Event};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams};
@@ -48,6 +50,9 @@ subjects: [{kind: ServiceAccount, namespace: rolecall, name: rolecall-daemon}]
 "#;
 
 const TAINT: &str = "rolecall.dev/agent-not-ready";
+
+/// Longer than anything that is waited for takes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// A cluster with a node, the kubelet's part of it, and STS.
 struct Fixture {
@@ -112,6 +117,12 @@ impl Fixture {
         let what = if status == 200 { &body["RoleArn"] } else { &body["code"] };
         format!("{status} {}", what.as_str().unwrap().rsplit('/').next().unwrap())
     }
+}
+
+/// Waits to the end, or fails after [`LIMIT`] with `what` was waited for.
+async fn within_limit(what: &str, waiting: impl Future<Output = ()>) {
+    let waited = tokio::time::timeout(LIMIT, waiting).await;
+    assert!(waited.is_ok(), "waited {LIMIT:?} in vain: {what}");
 }
 
 /// The Events on a pod, by reason.
@@ -259,13 +270,16 @@ async fn what_was_compacted_away_is_learned_from_a_new_list() {
     let fresh = fresh.uid().unwrap();
     let new_token = fixture.written_token("fresh", &fresh).await;
     // No event ever said that the one has gone and the other has come.
-    loop {
-        match fixture.outcome(&new_token).await.as_str() {
-            "200 orders" => break,
-            "503 pod_unknown" => {}
-            other => panic!("{other}\n{}", fixture.daemon.logs()),
+    let known = async {
+        loop {
+            match fixture.outcome(&new_token).await.as_str() {
+                "200 orders" => break,
+                "503 pod_unknown" => {}
+                other => panic!("{other}\n{}", fixture.daemon.logs()),
+            }
         }
-    }
+    };
+    within_limit("the new pod is known", known).await;
     assert_eq!(fixture.outcome(&token).await, "403 pod_finished");
 }
 
@@ -282,13 +296,16 @@ async fn a_new_signing_key_of_the_cluster_is_learned() {
     fixture.written_token("orders-0", &uid).await;
     // It is in no file, and its key is in no set that the daemon has seen. Keys are fetched every 10 s at most, and
     // a request waits 5 s.
-    loop {
-        match fixture.outcome(&rotated).await.as_str() {
-            "200 orders" => break,
-            "503 not_ready" => {}
-            other => panic!("{other}\n{}", fixture.daemon.logs()),
+    let learned = async {
+        loop {
+            match fixture.outcome(&rotated).await.as_str() {
+                "200 orders" => break,
+                "503 not_ready" => {}
+                other => panic!("{other}\n{}", fixture.daemon.logs()),
+            }
         }
-    }
+    };
+    within_limit("the new key is learned", learned).await;
 }
 
 #[tokio::test]
@@ -381,9 +398,12 @@ async fn the_startup_taint_goes_once_the_daemon_is_ready_and_no_other() {
 async fn without_the_right_to_nodes_the_taint_stays_and_the_log_says_what_to_grant() {
     let flag = format!("--startup-taint={TAINT}");
     let fixture = Fixture::with(RIGHTS, &[&flag], async |cluster| put_taints(cluster, &[TAINT]).await).await;
-    while !fixture.daemon.logs().contains("allow the daemon's ServiceAccount to get and patch nodes") {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let said = async {
+        while !fixture.daemon.logs().contains("allow the daemon's ServiceAccount to get and patch nodes") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within_limit("the log says what to grant", said).await;
     assert_eq!(taints(&fixture.cluster).await, [TAINT]);
     // Once it is granted nothing has to be started anew.
     fixture.cluster.apply(RIGHTS_FOR_THE_TAINT, "rolecall").await.unwrap();
@@ -418,13 +438,16 @@ async fn a_policy_limits_the_daemon_to_the_taints_of_its_own_node() {
     };
     let labels = json!({"metadata": {"labels": {"role": "db"}}});
     // The API server takes a moment to put a policy into force.
-    loop {
-        match change("node-2", labels.clone()).await {
-            Err(error) if error.contains("its own node alone") => break,
-            Err(error) => panic!("{error}"),
-            Ok(()) => {}
+    let in_force = async {
+        loop {
+            match change("node-2", labels.clone()).await {
+                Err(error) if error.contains("its own node alone") => break,
+                Err(error) => panic!("{error}"),
+                Ok(()) => {}
+            }
         }
-    }
+    };
+    within_limit("the policy is in force", in_force).await;
     let no_taints = json!({"spec": {"taints": []}});
     assert!(change("node-2", no_taints).await.unwrap_err().contains("its own node alone"));
     assert!(change(NODE, labels).await.unwrap_err().contains("nothing but taints"));

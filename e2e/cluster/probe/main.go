@@ -1,5 +1,6 @@
 // The probe is the least patient client there can be: it asks for credentials in its first instruction, once, and
-// gives up after a second without a byte. What became of it is the termination message of its container.
+// gives up after a second without a connection, or after one without a byte on it: as in SDKs, each has a timeout of
+// its own. What became of it is the termination message of its container.
 //
 //	probe once [flags]        ask once
 //	probe loop [flags]        ask again and again until SIGTERM, and count
@@ -99,7 +100,7 @@ func parse(arguments []string) request {
 	flags.StringVar(&asked.tokenFile, "token-file", os.Getenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"), "")
 	flags.StringVar(&asked.token, "token", "", "a token, in the place of the file's")
 	flags.StringVar(&asked.source, "source", "", "the address to ask from")
-	flags.DurationVar(&asked.patience, "patience", time.Second, "to connect, and for each byte")
+	flags.DurationVar(&asked.patience, "patience", time.Second, "to connect, and then for each read")
 	flags.BoolVar(&asked.listening, "once-it-listens", false, "wait until somebody listens there")
 	flags.BoolVar(&asked.keep, "keep-token", false, "read the token once for all requests")
 	_ = flags.Parse(arguments)
@@ -206,7 +207,7 @@ func untilItListens(where string) {
 	}
 }
 
-// impatient gives up when a read brings nothing for a while, as an SDK's read timeout does.
+// impatient gives up when a read brings nothing for a while of its own, as an SDK's read timeout does.
 type impatient struct {
 	net.Conn
 	patience time.Duration

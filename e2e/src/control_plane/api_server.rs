@@ -46,6 +46,11 @@ impl ApiServer {
         }
     }
 
+    /// Whether it is up, ready or not.
+    pub(super) fn is_running(&self) -> Result<bool> {
+        self.process().as_ref().map_or(Ok(false), |process| process.is_running())
+    }
+
     /// What it has logged since its first start.
     pub fn logs(&self) -> String {
         match self.process().as_ref() {
