@@ -32,13 +32,10 @@ pub(crate) async fn run(world: &World, report: &mut Report) -> Result<()> {
     }
 
     world.uninstall()?;
-    let left = world.kubectl(&[
-        "get",
-        "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,daemonsets,deployments,pods,services,secrets,\
-         namespaces",
-        "--all-namespaces",
-        "--output=name",
-    ])?;
+    let kinds = world.kubectl(&["api-resources", "--verbs=list", "--output=name"])?;
+    // Events tell of what has been; the API server drops them after an hour.
+    let kinds: Vec<&str> = kinds.lines().filter(|kind| !kind.starts_with("events")).collect();
+    let left = world.kubectl(&["get", &kinds.join(","), "--all-namespaces", "--output=name"])?;
     let left: Vec<&str> = left.lines().filter(|name| name.contains(ROLECALL)).collect();
     ensure!(left.is_empty(), "the API still has {}", left.join(", "));
     let nodes: Value = serde_json::from_str(&world.kubectl(&["get", "nodes", "--output=json"])?)?;

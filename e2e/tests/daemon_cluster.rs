@@ -18,41 +18,33 @@ use serde_json::{Value, json};
 const NODE: &str = "node-1";
 const ROLE: &str = "arn:aws:iam::111122223333:role/orders";
 
-/// What the daemon's ServiceAccount may do: the whole of it.
-const RIGHTS: &str = r#"
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: rolecall-daemon}
-rules:
-- {apiGroups: [""], resources: [pods], verbs: [list, watch]}
-- {apiGroups: [events.k8s.io], resources: [events], verbs: [create]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: rolecall-daemon}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: rolecall-daemon}
-subjects: [{kind: ServiceAccount, namespace: rolecall, name: rolecall-daemon}]
-"#;
+/// What the daemon's ServiceAccount may do where it is installed.
+const RIGHTS: &str = include_str!("../../deploy/kustomize/daemon/rbac.yaml");
 
-/// What it may do besides, where it is to take a taint off its node.
-const RIGHTS_FOR_THE_TAINT: &str = r#"
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: rolecall-daemon-startup-taint}
-rules:
-- {apiGroups: [""], resources: [nodes], verbs: [get, patch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: rolecall-daemon-startup-taint}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: rolecall-daemon-startup-taint}
-subjects: [{kind: ServiceAccount, namespace: rolecall, name: rolecall-daemon}]
-"#;
+/// What it may do besides, where it is to take a taint off its node, as a patch of that.
+const STARTUP_TAINT: &str =
+    include_str!("../../deploy/kustomize/components/startup-taint/kustomization.yaml");
 
 const TAINT: &str = "rolecall.dev/agent-not-ready";
 
 /// Longer than anything that is waited for takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// The rights with other rules.
+fn rights_with(change: impl FnOnce(&mut Vec<Value>)) -> String {
+    let mut documents: Vec<Value> = serde_saphyr::from_multiple(RIGHTS).unwrap();
+    let role = documents.iter_mut().find(|document| document["kind"] == "ClusterRole").unwrap();
+    change(role["rules"].as_array_mut().unwrap());
+    documents.iter().map(|document| format!("---\n{document}\n")).collect()
+}
+
+fn rights_for_the_taint() -> String {
+    let component: Value = serde_saphyr::from_str(STARTUP_TAINT).unwrap();
+    let patches = component["patches"].as_array().unwrap();
+    let patch = patches.iter().find(|patch| patch["target"]["kind"] == "ClusterRole").unwrap();
+    let operations: Value = serde_saphyr::from_str(patch["patch"].as_str().unwrap()).unwrap();
+    rights_with(|rules| rules.push(operations[0]["value"].clone()))
+}
 
 /// A cluster with a node, the kubelet's part of it, and STS.
 struct Fixture {
@@ -350,7 +342,9 @@ async fn an_event_tells_a_denied_pod_why_and_no_more_rights_are_needed_for_it() 
 
 #[tokio::test]
 async fn without_the_right_to_write_events_the_log_says_so_once_and_pods_are_served() {
-    let rights = RIGHTS.lines().filter(|line| !line.contains("events")).collect::<Vec<_>>().join("\n");
+    let is_about =
+        |rule: &Value, resource: &str| rule["resources"].as_array().unwrap().contains(&resource.into());
+    let rights = rights_with(|rules| rules.retain(|rule| !is_about(rule, "events")));
     let fixture = Fixture::with(&rights, &[], async |_| {}).await;
     for name in ["bad-0", "bad-1"] {
         let mut manifest = manifest(name);
@@ -372,7 +366,7 @@ async fn the_startup_taint_goes_once_the_daemon_is_ready_and_no_other() {
     let flag = format!("--startup-taint={TAINT}");
     let others = ["example.com/maintenance", "node.cilium.io/agent-not-ready"];
     let fixture = Fixture::with(RIGHTS, &[&flag], async |cluster| {
-        cluster.apply(RIGHTS_FOR_THE_TAINT, "rolecall").await.unwrap();
+        cluster.apply(&rights_for_the_taint(), "rolecall").await.unwrap();
         put_taints(cluster, &[others[0], TAINT, others[1]]).await;
     })
     .await;
@@ -406,7 +400,7 @@ async fn without_the_right_to_nodes_the_taint_stays_and_the_log_says_what_to_gra
     within_limit("the log says what to grant", said).await;
     assert_eq!(taints(&fixture.cluster).await, [TAINT]);
     // Once it is granted nothing has to be started anew.
-    fixture.cluster.apply(RIGHTS_FOR_THE_TAINT, "rolecall").await.unwrap();
+    fixture.cluster.apply(&rights_for_the_taint(), "rolecall").await.unwrap();
     let removals = "rolecall_startup_taint_removals_total";
     fixture.daemon.wait_for_metric(removals, |removals| removals == 1.0).await.unwrap();
     assert!(taints(&fixture.cluster).await.is_empty());
@@ -417,7 +411,7 @@ async fn a_policy_limits_the_daemon_to_the_taints_of_its_own_node() {
     let cluster = ControlPlane::start().await.unwrap();
     cluster.create_namespace("rolecall").await.unwrap();
     cluster.create_service_account("rolecall", "rolecall-daemon").await.unwrap();
-    cluster.apply(RIGHTS_FOR_THE_TAINT, "rolecall").await.unwrap();
+    cluster.apply(&rights_for_the_taint(), "rolecall").await.unwrap();
     cluster.apply(include_str!("../../deploy/policies/startup-taint.yaml"), "rolecall").await.unwrap();
     for node in [NODE, "node-2"] {
         cluster.create_node(node).await.unwrap();

@@ -10,7 +10,10 @@ use std::{
     collections::BTreeMap,
     fmt,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,6 +45,14 @@ pub struct Tasks {
     inner: Arc<Inner>,
 }
 
+/// Spawns the tasks of one name, of which there may be many: to spawn one takes no lock. Cloning is cheap.
+#[derive(Clone)]
+pub struct TasksOf {
+    name: &'static str,
+    running: Arc<AtomicUsize>,
+    inner: Arc<Inner>,
+}
+
 /// Tasks of one name that had not ended when the drain's deadline came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Left {
@@ -68,15 +79,13 @@ struct Inner {
     begun: Signal,
     cut_off: Signal,
     tracker: TaskTracker,
-    running: Mutex<BTreeMap<&'static str, usize>>,
+    /// How many tasks of each name exist.
+    running: Mutex<BTreeMap<&'static str, Arc<AtomicUsize>>>,
     ended: watch::Sender<Option<EssentialTaskEnded>>,
 }
 
-/// Counts a task by its name for as long as it exists, however it ends.
-struct Running {
-    name: &'static str,
-    inner: Arc<Inner>,
-}
+/// Counts a task for as long as it exists, however it ends.
+struct Running(Arc<AtomicUsize>);
 
 /// A drain that has not begun.
 #[must_use]
@@ -156,14 +165,21 @@ impl Tasks {
     ///
     /// The `name` says what the task is for; tasks of one kind share it.
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
-        self.start(name, future, |_| {});
+        self.of(name).spawn(future);
+    }
+
+    /// Spawns tasks of this name.
+    #[must_use]
+    pub fn of(&self, name: &'static str) -> TasksOf {
+        let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        TasksOf { name, running: running.entry(name).or_default().clone(), inner: self.inner.clone() }
     }
 
     /// Spawns `future`, without which the daemon is of no use: if it ends before the drain began,
     /// [`Trigger::essential_task_ended`] says so, and the process is to end, so that it is started afresh.
     pub fn spawn_essential(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         let inner = self.inner.clone();
-        self.start(name, future, move |end| inner.essential_ended(name, end));
+        self.of(name).start(future, move |end| inner.essential_ended(name, end));
     }
 
     /// Tells whether the drain has begun.
@@ -171,15 +187,22 @@ impl Tasks {
     pub fn watch(&self) -> Watch {
         Watch(self.inner.begun.clone())
     }
+}
+
+impl TasksOf {
+    /// As [`Tasks::spawn`].
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.start(future, |_| {});
+    }
 
     #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
     fn start(
         &self,
-        name: &'static str,
         future: impl Future<Output = ()> + Send + 'static,
         on_end: impl FnOnce(End) + Send + 'static,
     ) {
-        let running = Running::new(name, self.inner.clone());
+        let name = self.name;
+        let running = Running::new(self.running.clone());
         let cut_off = self.inner.cut_off.clone();
         // Boxed, for each layer around a future has room for it twice: where it is captured and where it is polled.
         let future = Box::pin(AssertUnwindSafe(future).catch_unwind());
@@ -201,12 +224,10 @@ impl Tasks {
 }
 
 impl Inner {
-    fn running(&self) -> MutexGuard<'_, BTreeMap<&'static str, usize>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn left(&self) -> Vec<Left> {
-        self.running().iter().map(|(&name, &count)| Left { name, count }).collect()
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = running.iter().map(|(&name, count)| Left { name, count: count.load(Ordering::Relaxed) });
+        counts.filter(|left| left.count != 0).collect()
     }
 
     fn essential_ended(&self, name: &'static str, end: End) {
@@ -223,21 +244,15 @@ impl Inner {
 }
 
 impl Running {
-    fn new(name: &'static str, inner: Arc<Inner>) -> Self {
-        *inner.running().entry(name).or_default() += 1;
-        Self { name, inner }
+    fn new(count: Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let mut running = self.inner.running();
-        if let Some(count) = running.get_mut(self.name) {
-            *count -= 1;
-            if *count == 0 {
-                running.remove(self.name);
-            }
-        }
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) struct Service<'a> {
     /// Time for a request's head to arrive, and for an idle connection to stay.
     pub(super) header_timeout: Duration,
     /// Begins when connections are to end with what they are at.
-    pub(super) drain: drain::Watch,
+    pub(super) drain: &'a drain::Watch,
     /// Begins when another daemon accepts, which a client finds in its own time.
     pub(super) has_handed_over: &'a drain::Watch,
 }

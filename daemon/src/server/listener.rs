@@ -60,7 +60,9 @@ struct Shared {
     /// Places for addresses that no pod is known to have: whoever forges some must not take every place either.
     strangers: Arc<Semaphore>,
     metrics: Metrics,
-    tasks: drain::Tasks,
+    tasks: drain::TasksOf,
+    /// Begins when connections are to end with what they are at.
+    drain: drain::Watch,
     terms: Terms,
 }
 
@@ -110,7 +112,8 @@ impl Server {
             on_node,
             strangers,
             metrics,
-            tasks,
+            drain: tasks.watch(),
+            tasks: tasks.of("connection"),
             terms,
         }))
     }
@@ -137,7 +140,7 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     pause = PAUSES.0;
-                    self.0.tasks.spawn("connection", self.0.clone().serve(stream, peer, place));
+                    self.0.tasks.spawn(self.0.clone().serve(stream, peer, place));
                 }
                 Err(error) => {
                     self.0.metrics.accept_errors.inc();
@@ -189,7 +192,7 @@ impl Shared {
             peer,
             too_many,
             header_timeout: self.config.header_timeout,
-            drain: self.tasks.watch(),
+            drain: &self.drain,
             has_handed_over: &self.terms.has_handed_over,
         };
         service.speak(stream).await;
