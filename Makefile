@@ -153,7 +153,7 @@ e2e-built: image
 # The same for the floor, which is a part of the benchmarks.
 .PHONY: bench
 bench: ## Measure the daemon against the floor and its goals, and write benches/README.md; ONLY=serve runs one part
-	@scripts/tools check cargo cc
+	@scripts/tools check cargo cc setpriv
 	@cargo rustc --locked --release -p rolecall-daemon --bin rolecall-daemon -- -C strip=none
 	@cargo bench --quiet --locked --no-run -p rolecall-benches --bench micro --bench scaling
 	@cargo rustc --locked --release -p rolecall-benches --bin rolecall-benches -- -C strip=none

@@ -143,9 +143,12 @@ async fn the_daemon_serves_and_is_cleaned_up_after(
     let value = format!("daemon.metadataFirewall={firewall}");
     let rendered = helm(&[REGION, &value]).remove("DaemonSet rolecall-daemon").unwrap();
     let daemon = node.start(images, image, &rendered, "containers");
-    let live = async || daemon.exec(&["rolecall-daemon", "probe", "live"]).status.success();
-    daemon.process.wait_until_ready(LIMIT, live).await.unwrap();
+    let listens =
+        async || node.on_network(&["ss", "-Hltn", "sport", "=", "80"]).contains("169.254.170.23:80");
+    daemon.process.wait_until_ready(LIMIT, listens).await.unwrap();
 
+    let live = daemon.exec(&["rolecall-daemon", "probe", "live"]);
+    assert!(live.status.success(), "{live:?}");
     assert_eq!(daemon.status("CapEff"), capabilities, "{firewall}");
     assert_eq!(daemon.status("CapBnd"), capabilities, "{firewall}");
     assert_eq!(daemon.status("NoNewPrivs"), "1");
@@ -156,8 +159,6 @@ async fn the_daemon_serves_and_is_cleaned_up_after(
     };
     assert!(rules(&daemon).contains("169.254.169.254"), "{}", rules(&daemon));
     assert!(node.on_network(&["ip", "address", "show", "lo"]).contains("169.254.170.23/32"));
-    let listening = node.on_network(&["ss", "-Hltn", "sport", "=", "80"]);
-    assert!(listening.contains("169.254.170.23:80"), "{listening}");
 
     daemon.signal("TERM");
     assert!(daemon.process.exit(LIMIT).await.unwrap().success(), "{}", daemon.process.logs());
