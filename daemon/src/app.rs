@@ -272,6 +272,7 @@ impl App {
         let bound_latch = readiness.latch("endpoint bound");
         let good_here = good_here(sessions.clone(), table.clone());
         let follower = Follower {
+            table: table.clone(),
             sessions,
             credentials: credentials.clone(),
             verifier: verifier.clone(),
@@ -292,12 +293,10 @@ impl App {
                 drop(synced);
             }
         });
-        if let Some(key) = config.node.startup_taint {
+        let taint = config.node.startup_taint.map(|key| {
             let metrics = taint::Metrics::register(&mut registry);
-            let taint =
-                StartupTaint::new(client, config.kubernetes.node_name, key, readiness.clone(), metrics);
-            tasks.spawn("startup taint", taint.keep_off());
-        }
+            StartupTaint::new(client, config.kubernetes.node_name, key, readiness.clone(), metrics)
+        });
 
         let state =
             admin::State { liveness, readiness: readiness.clone(), log_level, registry: Arc::new(registry) };
@@ -350,6 +349,9 @@ impl App {
         let (admin_address, metrics_address) = (sockets.doors.address(), sockets.doors.metrics_address());
         admin.open(sockets.doors);
         drop(bound_latch);
+        if let Some(taint) = taint {
+            tasks.spawn("startup taint", taint.keep_off());
+        }
         if let Some(link) = link {
             tasks.spawn("the daemon before", link);
         }

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use crate::{
     credentials::{CredentialKey, CredentialManager, SessionRequest},
     events::{Events, Notice},
-    pods::{Change, Pod, PodTable, UidLookup},
+    pods::{AddressOwner, Change, Pod, PodTable, UidLookup},
     server::{endpoint::Limits, limits::Source, observe::Observer},
     sessions::{Sessions, most_urgent_first},
     token::verify::Verifier,
@@ -13,6 +13,7 @@ use crate::{
 
 /// Does for each part what a change of the pods asks of it.
 pub(super) struct Follower {
+    pub(super) table: PodTable,
     pub(super) sessions: Sessions,
     pub(super) credentials: CredentialManager,
     pub(super) verifier: Verifier,
@@ -86,10 +87,16 @@ impl Follower {
         self.forget_addresses(pod, |_| true);
     }
 
-    /// What is known of the addresses of `pod` that it has no more is of no use to whoever has them next.
+    /// What is known of the addresses of `pod` that it has no more is of no use to whoever has them next; but for one that
+    /// has an owner again this is that pod's.
     fn forget_addresses(&self, pod: &Pod, is_left: impl Fn(&IpAddr) -> bool) {
         for address in pod.addresses.iter().copied().filter(is_left) {
-            self.limits.forget(&Source::Address(address));
+            match self.table.by_address(address) {
+                AddressOwner::One(_) | AddressOwner::Several(_) => {}
+                AddressOwner::Finished | AddressOwner::Nobody => {
+                    self.limits.forget(&Source::Address(address));
+                }
+            }
         }
     }
 }

@@ -67,7 +67,7 @@ impl Takeover {
             None => true,
         };
         if is_alone {
-            let _ = timeout(KNOWN_WITHIN, synced(table)).await;
+            known(table).await;
         }
     }
 
@@ -111,7 +111,7 @@ impl Takeover {
                     () = sleep(LOOK_EVERY) => {}
                 }
             }
-            self.attempt(path).await
+            self.attempt(path, table).await
         };
         let on_failure = |why: String| {
             serving.broken(&why);
@@ -123,11 +123,16 @@ impl Takeover {
     }
 
     /// The sockets, or why they are not to be had yet.
-    async fn attempt(&self, path: &Path) -> Result<Result<(Sockets, Option<Estate>), String>, StartError> {
+    async fn attempt(
+        &self,
+        path: &Path,
+        table: &PodTable,
+    ) -> Result<Result<(Sockets, Option<Estate>), String>, StartError> {
         let mut offer = match handover::ask(path, &self.origin).await {
             Asked::Offered(offer) => offer,
             Asked::NotGiven(why) => return Ok(Err(self.not_given(&why))),
             Asked::Nobody => {
+                known(table).await;
                 return match Sockets::bind(&self.wanted) {
                     Ok(sockets) => Ok(Ok((sockets, None))),
                     Err(error) if is_taken(&error) => Ok(Err(format!(
@@ -199,6 +204,11 @@ impl Said {
             self.0 = Some((why, Instant::now()));
         }
     }
+}
+
+/// Completes once the pods of the node are known, or have been waited for long enough.
+async fn known(table: &PodTable) {
+    let _ = timeout(KNOWN_WITHIN, synced(table)).await;
 }
 
 /// Completes once the pods of the node are known.

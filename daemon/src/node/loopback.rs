@@ -116,7 +116,7 @@ pub async fn remove(wanted: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
         if !is_alone || !(is_marked(&message) || wanted.contains(&address)) {
             continue;
         }
-        match asker.answer(asker.handle().address().del(message).execute()).await? {
+        match asker.done(asker.handle().address().del(message).execute()).await? {
             Ok(()) => removed.push(address),
             Err(error) if errno(&error) == Some(Errno::EADDRNOTAVAIL) => {}
             Err(source) => return Err(Error::Remove { address, source: Box::new(source) }),
@@ -151,6 +151,9 @@ impl Loopback {
                 }
                 Err(error) => {
                     warn!(error = %chain(&error), "cannot look after the endpoint's addresses");
+                    if retry {
+                        condition.broken("what addresses the node has is not to be learned; see the log");
+                    }
                     // What is missing is not known.
                     retry = true;
                     continue;
@@ -173,7 +176,8 @@ impl Loopback {
         let present: Vec<IpAddr> = found.iter().filter_map(address_of).collect();
         let mut results = Vec::new();
         for &address in self.wanted.iter().filter(|address| !present.contains(address)) {
-            results.push((address, self.asker.answer(add(self.asker.handle(), index, address)).await?));
+            let added = self.asker.done(add(self.asker.handle(), index, address)).await;
+            results.push((address, added.map_err(Error::Ask).flatten()));
         }
         let before = std::mem::take(&mut self.missing);
         let mut put = Vec::new();

@@ -109,18 +109,25 @@ impl Netlink {
 impl Asker {
     /// All addresses of the network namespace.
     pub(super) async fn addresses(&self) -> Result<Vec<AddressMessage>, AskError> {
-        let found = self.answer(self.handle.address().get().execute().try_collect()).await?;
+        let found = self.handle.address().get().execute().try_collect().await;
+        self.ensure_open()?;
         found.map_err(|error| AskError::Refused(Box::new(error)))
     }
 
-    /// The answer to what was asked, or told to be done, by way of [`Self::handle`].
-    pub(super) async fn answer<T>(&self, answer: impl Future<Output = T>) -> Result<T, AskError> {
-        let answer = timeout(ANSWER_WITHIN, answer).await.map_err(|_| AskError::Silent)?;
-        // Cut off, an answer looks as if that were all.
-        if self.is_closed.load(Ordering::Acquire) { Err(AskError::Closed) } else { Ok(answer) }
+    /// Waits for what was told to be done by way of [`Self::handle`]; unlike a list, which the kernel goes on with, that it
+    /// is done is said once.
+    pub(super) async fn done<T>(&self, done: impl Future<Output = T>) -> Result<T, AskError> {
+        let done = timeout(ANSWER_WITHIN, done).await.map_err(|_| AskError::Silent)?;
+        self.ensure_open()?;
+        Ok(done)
     }
 
-    /// For what [`Self::answer`] waits for.
+    /// Cut off, an answer looks as if that were all.
+    fn ensure_open(&self) -> Result<(), AskError> {
+        if self.is_closed.load(Ordering::Acquire) { Err(AskError::Closed) } else { Ok(()) }
+    }
+
+    /// For what [`Self::done`] waits for.
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }

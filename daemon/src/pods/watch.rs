@@ -154,8 +154,8 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(1.0 - fastrand::f64() / 2.0)
 }
 
-/// Whether nobody took the connection. Whoever has taken one, and ended it or answered with an error, may have more to do
-/// than it can: to ask more often does not help.
+/// Whether nobody took the connection. Whoever has taken one, and ended it, kept silent or answered with an error, may have
+/// more to do than it can: to ask more often does not help.
 fn is_out_of_reach(error: &watcher::Error) -> bool {
     successors(Some(error as &(dyn Error + 'static)), |&error| error.source())
         .filter_map(|error| error.downcast_ref::<io::Error>())
@@ -163,7 +163,6 @@ fn is_out_of_reach(error: &watcher::Error) -> bool {
             matches!(
                 error.kind(),
                 io::ErrorKind::ConnectionRefused
-                    | io::ErrorKind::TimedOut
                     | io::ErrorKind::HostUnreachable
                     | io::ErrorKind::NetworkUnreachable
             )

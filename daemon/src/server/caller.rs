@@ -275,10 +275,19 @@ impl Callers {
             return Some(pod);
         }
         let verified = self.verifier.recall(token)?;
-        match decide(self.testimony(self.weigh(&verified), self.look_up(request.peer), false)) {
+        let address = self.look_up(request.peer);
+        // What is remembered elsewhere would not be forgotten with the pod.
+        let is_at_home = match &address {
+            AddressSays::Pod(at) => *at.uid() == verified.uid,
+            AddressSays::Node => true,
+            AddressSays::Several(_) | AddressSays::Finished | AddressSays::Nobody => false,
+        };
+        match decide(self.testimony(self.weigh(&verified), address, false)) {
             Decision::Caller(pod) => {
-                let until = (now < verified.expires_at).then_some(verified.expires_at);
-                memory.remember(token, basis, until, &pod);
+                if is_at_home {
+                    let until = (now < verified.expires_at).then_some(verified.expires_at);
+                    memory.remember(token, basis, until, &pod);
+                }
                 Some(pod)
             }
             Decision::Wait(_) | Decision::Refuse(_) => None,

@@ -149,7 +149,7 @@ impl Endpoint {
         self.look_and_answer(&head, peer, arrived)
     }
 
-    /// Whether nothing speaks for a pod at `address`: none is known to have it, and no request from it was decided.
+    /// Whether no pod is known to have `address`. One that is remembered need not be looked for.
     pub(super) fn is_stranger(&self, address: IpAddr, budget: &Budget<Acquaintance>) -> bool {
         budget.known().memory.is_fresh() && !self.callers.is_known(address)
     }

@@ -83,7 +83,7 @@ impl Metrics {
         registry.register("accept_errors", "Failures to accept a connection", metrics.accept_errors.clone());
         registry.register(
             "connections_cut_off",
-            "Connections reset at once because their pod had far too many",
+            "Connections reset at once: of a pod with far too many, or when the node's or unknown addresses have their half",
             metrics.cut_off.clone(),
         );
         metrics
