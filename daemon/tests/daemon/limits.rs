@@ -106,11 +106,40 @@ async fn an_address_does_not_hand_down_what_its_pod_asked_too_often() {
     while app.ask("127.0.0.2", &orders).await != "503 too_many_requests" {}
     orders.delete();
     let next = app.world.pod(pod("next").ip("127.0.0.2")).unwrap();
-    let is_seen = |call: &Call| call.session_name.as_deref() == Some("shop.next");
+    has_seen(&app, "shop.next").await;
+    assert_eq!(app.ask("127.0.0.2", &next).await, "200 orders");
+}
+
+#[tokio::test]
+async fn a_pod_does_not_take_the_limits_of_its_addresss_next_owner_along() {
+    let flags = "--max-connections-per-pod=4 --max-waiting-per-pod=4";
+    let app = TestApp::with(World::start().await.unwrap(), flags).await;
+    let former = app.world.pod(pod("former").ip("127.0.0.2")).unwrap();
+    former.set_phase("Succeeded");
+    while app.ask("127.0.0.2", &former).await != "403 pod_finished" {}
+    let next = app.world.pod(pod("next").ip("127.0.0.2")).unwrap();
+    let token = next.token().unwrap();
+    assert_eq!(app.ask("127.0.0.2", &next).await, "200 orders");
+    while app.metric("rolecall_connections_open").await != 0.0 {}
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut client = app.client("127.0.0.2").await;
+        assert_eq!(client.get(OWN, Some(&token)).await.outcome(), "200 orders");
+        open.push(client);
+    }
+    // Its object goes long after its address, as that of a Job's pod does.
+    former.delete();
+    app.world.pod(pod("later").ip("127.0.0.3")).unwrap();
+    has_seen(&app, "shop.later").await;
+    assert_eq!(app.ask("127.0.0.2", &next).await, "503 too_many_requests");
+}
+
+/// Waits until the daemon has asked for this session: the watch is in order, so it knows all that happened before.
+async fn has_seen(app: &TestApp, session: &str) {
+    let is_seen = |call: &Call| call.session_name.as_deref() == Some(session);
     while !app.world.sts.calls().iter().any(is_seen) {
         tokio::task::yield_now().await;
     }
-    assert_eq!(app.ask("127.0.0.2", &next).await, "200 orders");
 }
 
 #[tokio::test]

@@ -385,3 +385,17 @@ async fn an_address_is_known_again_only_while_nothing_has_changed() {
     fixture.writer.as_mut().unwrap().apply(Event::Delete("uid-b".parse().unwrap()));
     assert_eq!(ask(&fixture, &other).await, "pod_finished");
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_remembered_at_an_address_that_is_not_the_pods() {
+    let fixture = fixture(vec![builder("a"), builder("b").ip("10.0.0.2")], false);
+    for (name, peer, is_at_home) in [("a", "10.0.0.9", false), ("b", "10.0.0.2", true)] {
+        let (token, memory) = (fixture.written(name), Memory::default());
+        for _ in 0..3 {
+            let request = Request { peer: peer.parse().unwrap(), token: Some(&token) };
+            let pod = fixture.callers.identify(request, &memory, Instant::now()).await.unwrap();
+            assert_eq!(&*pod.identity.name, name);
+        }
+        assert_eq!(memory.is_in_use(), is_at_home, "{name}");
+    }
+}
