@@ -17,8 +17,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, TryStreamExt};
-use rtnetlink::{Handle, MulticastGroup, new_multicast_connection, packet_route::address::AddressMessage};
+use futures_util::StreamExt;
+use rtnetlink::{
+    Error, Handle, MulticastGroup, new_multicast_connection,
+    packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{RouteNetlinkMessage, address::AddressMessage},
+};
 use tokio::{
     runtime::{self, Builder},
     sync::watch,
@@ -28,6 +32,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The kernel answers at once, or as soon as others have done with the network's settings.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often a list is asked for while changes fall into it. One takes less than a millisecond; pods come and go more
+/// slowly.
+const LISTS: usize = 10;
 
 /// The thread. It ends when this is dropped, and every connection with it.
 #[derive(Debug)]
@@ -49,12 +57,14 @@ pub(super) struct Changes(watch::Receiver<()>);
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     #[error(transparent)]
-    Refused(Box<rtnetlink::Error>),
+    Refused(Box<Error>),
     #[error("the netlink socket was closed")]
     Closed,
     /// It drops an answer where its queue for the socket is full.
     #[error("the kernel gave no answer within {ANSWER_WITHIN:?}")]
     Silent,
+    #[error("the addresses changed during each of {LISTS} lists of them")]
+    Interrupted,
 }
 
 /// A connection that says that it is closed before it is: what was asked on it ends when it is dropped.
@@ -109,9 +119,23 @@ impl Netlink {
 impl Asker {
     /// All addresses of the network namespace.
     pub(super) async fn addresses(&self) -> Result<Vec<AddressMessage>, AskError> {
-        let found = self.handle.address().get().execute().try_collect().await;
-        self.ensure_open()?;
-        found.map_err(|error| AskError::Refused(Box::new(error)))
+        for _ in 0..LISTS {
+            let answers = self.list_addresses().await;
+            self.ensure_open()?;
+            if let Some(addresses) = listed(answers?)? {
+                return Ok(addresses);
+            }
+        }
+        Err(AskError::Interrupted)
+    }
+
+    async fn list_addresses(&self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, AskError> {
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetAddress(AddressMessage::default()));
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        match self.handle.clone().request(request) {
+            Ok(answers) => Ok(answers.collect().await),
+            Err(error) => Err(AskError::Refused(Box::new(error))),
+        }
     }
 
     /// Waits for what was told to be done by way of [`Self::handle`]; unlike a list, which the kernel goes on with, that it
@@ -157,9 +181,41 @@ impl Drop for Closing {
     }
 }
 
+/// The addresses of a list, unless a change fell into it: then some may be missing, whoever is in it.
+///
+/// `NLM_F_DUMP_INTR`: <https://docs.kernel.org/userspace-api/netlink/intro.html#dump-consistency>.
+fn listed(
+    answers: Vec<NetlinkMessage<RouteNetlinkMessage>>,
+) -> Result<Option<Vec<AddressMessage>>, AskError> {
+    if answers.iter().any(|answer| answer.header.flags & NLM_F_DUMP_INTR != 0) {
+        return Ok(None);
+    }
+    let address = |answer: NetlinkMessage<_>| match answer.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => Ok(address),
+        NetlinkPayload::Error(error) => Err(AskError::Refused(Box::new(Error::NetlinkError(error)))),
+        _ => Err(AskError::Refused(Box::new(Error::UnexpectedMessage(answer)))),
+    };
+    answers.into_iter().map(address).collect::<Result<_, _>>().map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_a_change_fell_into_is_not_all() {
+        let answer = || NetlinkMessage::from(RouteNetlinkMessage::NewAddress(AddressMessage::default()));
+        assert_eq!(listed(vec![answer(), answer()]).unwrap().map(|all| all.len()), Some(2));
+        let mut interrupted = answer();
+        interrupted.header.flags |= NLM_F_DUMP_INTR;
+        assert_eq!(listed(vec![answer(), interrupted]).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_no_address_is_an_error() {
+        let other = NetlinkMessage::from(RouteNetlinkMessage::DelAddress(AddressMessage::default()));
+        assert!(matches!(listed(vec![other]), Err(AskError::Refused(_))));
+    }
 
     #[tokio::test]
     async fn an_answer_that_is_cut_off_is_no_answer() {
