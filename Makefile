@@ -133,6 +133,7 @@ E2E_CI := late-daemon wrong-pod metadata uninstall
 
 .PHONY: e2e-ci
 e2e-ci: e2e-built ## Show the most important of it in a few minutes, as CI does
+	@scripts/tools install sdk-go sdk-java node python
 	@$(WITH_TOOLS); exec $(LIMITED) 40m $(BIN)/rolecall-e2e run --images $(CARGO_TARGET_DIR)/image --race-pods 40 $(E2E_CI:%=--scenario %)
 
 .PHONY: e2e-up

@@ -154,7 +154,10 @@ fn inside(work: impl Future<Output = Result<()>>) -> Result<ExitCode> {
 
 async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
     let mut report = Report::new();
-    let machine = docs::machine()?;
+    let docs = match &run.docs {
+        Some(folder) => Some((folder, docs::machine(folder)?)),
+        None => None,
+    };
     let mut world = World::start(&folder, &built(&run.images)?).await?;
     world.install().await?;
     world.ensure_shims_are_apart().await?;
@@ -190,7 +193,7 @@ async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
         }
     }
     ensure!(failures.is_empty(), "these scenarios failed: {}", failures.join(", "));
-    let Some(folder) = &run.docs else { return Ok(()) };
+    let Some((folder, machine)) = docs else { return Ok(()) };
     if let Some(table) = table_of_sdks {
         docs::write_sdks(folder, &table, &machine)?;
     }

@@ -5,29 +5,41 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use futures_util::future::OptionFuture;
 use rolecall_sandbox::sts::Behavior;
 
 use crate::pods::{Answer, probe};
 use crate::report::{Figure, Report};
+use crate::sdks::{FirstCall, FirstCalls, Start};
 use crate::world::{NAMESPACE, ROLECALL, World};
 
 /// How long STS takes to answer.
 const LATENCIES: [Duration; 4] =
-    [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(3), Duration::from_secs(10)];
+    [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(3), SLOWEST];
+
+/// The latency at which SDKs race as well.
+const SLOWEST: Duration = Duration::from_secs(10);
 
 const BURST: usize = 20;
 
+/// The ServiceAccount of all pods.
+const RACER: &str = "racer";
+
+/// What became of the pods of one latency.
+#[derive(Default)]
+struct Raced {
+    probes: Vec<Answer>,
+    sdks: Vec<FirstCall>,
+}
+
 /// Shows that the first request of every pod succeeds, however slow STS is.
 pub(crate) async fn run(world: &World, report: &mut Report, pods: usize) -> Result<()> {
-    world.service_account(NAMESPACE, "racer").await?;
+    let role = world.service_account(NAMESPACE, RACER).await?;
     for latency in LATENCIES {
-        world.sts.set_behavior(Behavior::slow(latency));
-        let name = format!("race-{}ms", latency.as_millis());
-        let answers = race(world, &name, |answered| answered < pods).await?;
+        slow_down(world, &role, latency);
+        let raced = race(world, "race", latency, pods).await?;
         world.sts.behave();
-        let name = format!("first requests with STS at {}", said(latency));
-        report.add(Figure::first_requests(&name, &answers));
-        ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
+        raced.report(report, "", latency)?;
     }
     Ok(())
 }
@@ -35,34 +47,37 @@ pub(crate) async fn run(world: &World, report: &mut Report, pods: usize) -> Resu
 /// Pods that run before there is a daemon on their node: the first request is made when it begins to listen. A part of
 /// the `pods` for each latency.
 pub(crate) async fn late_daemon(world: &World, report: &mut Report, pods: usize) -> Result<()> {
-    world.service_account(NAMESPACE, "racer").await?;
+    let role = world.service_account(NAMESPACE, RACER).await?;
     for latency in LATENCIES {
-        let answers = race_without_daemon(world, latency, pods.div_ceil(LATENCIES.len())).await?;
-        let name =
-            format!("first requests of pods that were there before the daemon, STS at {}", said(latency));
-        report.add(Figure::first_requests(&name, &answers));
-        ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
+        let raced = race_without_daemon(world, &role, latency, pods.div_ceil(LATENCIES.len())).await?;
+        raced.report(report, " of pods that were there before the daemon", latency)?;
     }
     Ok(())
 }
 
-async fn race_without_daemon(world: &World, latency: Duration, count: usize) -> Result<Vec<Answer>> {
-    let names: Vec<String> =
-        (0..count).map(|index| format!("early-{}ms-{index}", latency.as_millis())).collect();
-    let started = start_without_daemon(world, &names).await;
-    world.sts.set_behavior(Behavior::slow(latency));
+async fn race_without_daemon(world: &World, role: &str, latency: Duration, count: usize) -> Result<Raced> {
+    let race = format!("early-{}ms", latency.as_millis());
+    let names: Vec<String> = (0..count).map(|index| format!("{race}-{index}")).collect();
+    let started = start_without_daemon(world, &names, &race, latency).await;
+    slow_down(world, role, latency);
     // Whatever went wrong: the scenarios that follow need it.
     world.install().await?;
-    started?;
+    let sdks = started?;
     let pods = world.pods(NAMESPACE);
-    let answers: Vec<Answer> = pods.outcomes(&names).await?;
+    let probes: Vec<Answer> = pods.outcomes(&names).await?;
+    let sdks = OptionFuture::from(sdks.map(FirstCalls::outcomes)).await.unwrap_or_default();
     world.sts.behave();
-    ensure_own(world, names.iter().zip(&answers))?;
+    ensure_own(world, names.iter().zip(&probes))?;
     pods.clear().await?;
-    Ok(answers)
+    Ok(Raced { probes, sdks })
 }
 
-async fn start_without_daemon(world: &World, names: &[String]) -> Result<()> {
+async fn start_without_daemon<'a>(
+    world: &'a World,
+    names: &[String],
+    race: &str,
+    latency: Duration,
+) -> Result<Option<FirstCalls<'a>>> {
     world.kubectl(&["delete", "--wait=true", "-n", ROLECALL, "daemonset", "rolecall-daemon"])?;
     world.kubectl(&[
         "wait",
@@ -76,38 +91,42 @@ async fn start_without_daemon(world: &World, names: &[String]) -> Result<()> {
     ])?;
     let pods = world.pods(NAMESPACE);
     for name in names {
-        pods.create(&probe(name, "racer", &["once", "--once-it-listens"])).await?;
+        pods.create(&probe(name, RACER, &["once", "--once-it-listens"])).await?;
     }
+    let sdks = sdks(world, race, latency, Start::OnceItListens).await?;
     for name in names {
         pods.running(name).await?;
     }
-    Ok(())
+    if let Some(sdks) = &sdks {
+        sdks.running().await?;
+    }
+    Ok(sdks)
 }
 
 /// Pods come while every daemon is replaced, again and again until all pods have come: a part of the `pods` for each
 /// latency.
 pub(crate) async fn update(world: &World, report: &mut Report, pods: usize) -> Result<()> {
-    world.service_account(NAMESPACE, "racer").await?;
+    let role = world.service_account(NAMESPACE, RACER).await?;
     for latency in LATENCIES {
-        let (answers, updates) = race_with_updates(world, latency, pods.div_ceil(LATENCIES.len())).await?;
-        let name = format!(
-            "first requests while the DaemonSet is updated {updates} times, STS at {}",
-            said(latency)
-        );
-        report.add(Figure::first_requests(&name, &answers));
-        ensure!(answers.iter().all(Answer::is_success), "a first request failed: {:?}", failures(&answers));
+        let (raced, updates) =
+            race_with_updates(world, &role, latency, pods.div_ceil(LATENCIES.len())).await?;
+        raced.report(report, &format!(" while the DaemonSet is updated {updates} times"), latency)?;
     }
     Ok(())
 }
 
-async fn race_with_updates(world: &World, latency: Duration, count: usize) -> Result<(Vec<Answer>, usize)> {
-    world.sts.set_behavior(Behavior::slow(latency));
+async fn race_with_updates(
+    world: &World,
+    role: &str,
+    latency: Duration,
+    count: usize,
+) -> Result<(Raced, usize)> {
+    slow_down(world, role, latency);
     let goes_on = Cell::new(true);
     let racing = async {
-        let name = format!("update-{}ms", latency.as_millis());
-        let answers = race(world, &name, |answered| answered < count).await;
+        let raced = race(world, "update", latency, count).await;
         goes_on.set(false);
-        answers
+        raced
     };
     let updating = async {
         let mut updates = 0;
@@ -118,27 +137,67 @@ async fn race_with_updates(world: &World, latency: Duration, count: usize) -> Re
         }
         anyhow::Ok(updates)
     };
-    let (answers, updates) = tokio::join!(racing, updating);
+    let (raced, updates) = tokio::join!(racing, updating);
     world.sts.behave();
-    Ok((answers?, updates?))
+    Ok((raced?, updates?))
 }
 
-/// Bursts of pods, each of which ends with its answer; another one begins as long as it `goes_on` with so many answers.
-async fn race(world: &World, name: &str, goes_on: impl Fn(usize) -> bool) -> Result<Vec<Answer>> {
+/// STS takes so long to hand out the racers' credentials, but not to say whose they are.
+fn slow_down(world: &World, role: &str, latency: Duration) {
+    world.sts.set_role_behavior(role, Some(Behavior::slow(latency)));
+}
+
+/// Bursts of pods, each of which ends with its answer, until so many probes have answered.
+async fn race(world: &World, name: &str, latency: Duration, probes: usize) -> Result<Raced> {
     let api = world.pods(NAMESPACE);
-    let mut answers = Vec::new();
-    while goes_on(answers.len()) {
-        let names: Vec<String> =
-            (0..BURST).map(|index| format!("{name}-{}", answers.len() + index)).collect();
+    let mut raced = Raced::default();
+    while raced.probes.len() < probes {
+        let race = format!("{name}-{}ms", latency.as_millis());
+        let begun = raced.probes.len();
+        let names: Vec<String> = (begun..begun + BURST).map(|index| format!("{race}-{index}")).collect();
+        let sdks = sdks(world, &format!("{race}-{begun}"), latency, Start::AtOnce).await?;
         for name in &names {
-            api.create(&probe(name, "racer", &["once"])).await?;
+            api.create(&probe(name, RACER, &["once"])).await?;
         }
         let burst: Vec<Answer> = api.outcomes(&names).await?;
+        let sdks = OptionFuture::from(sdks.map(FirstCalls::outcomes)).await;
         ensure_own(world, names.iter().zip(&burst))?;
-        answers.extend(burst);
+        raced.probes.extend(burst);
+        raced.sdks.extend(sdks.into_iter().flatten());
         api.clear().await?;
     }
-    Ok(answers)
+    Ok(raced)
+}
+
+/// The SDKs of a race, if there are any at this latency.
+async fn sdks<'a>(
+    world: &'a World,
+    race: &str,
+    latency: Duration,
+    start: Start,
+) -> Result<Option<FirstCalls<'a>>> {
+    if latency != SLOWEST {
+        return Ok(None);
+    }
+    FirstCalls::begin(world, race, RACER, start).await.map(Some)
+}
+
+impl Raced {
+    /// Adds the figures of these pods, `whose` is said of them; fails unless all first requests succeeded.
+    fn report(&self, report: &mut Report, whose: &str, latency: Duration) -> Result<()> {
+        let latency = said(latency);
+        report.add(Figure::first_requests(&format!("first requests{whose}, STS at {latency}"), &self.probes));
+        if !self.sdks.is_empty() {
+            report
+                .add(FirstCall::figure(&format!("first calls of SDKs{whose}, STS at {latency}"), &self.sdks));
+        }
+        let failures: Vec<&Answer> =
+            self.probes.iter().filter(|answer| !answer.is_success()).take(5).collect();
+        ensure!(failures.is_empty(), "a first request failed: {failures:?}");
+        let failures: Vec<String> = self.sdks.iter().filter_map(FirstCall::failure).collect();
+        ensure!(failures.is_empty(), "an SDK's first call failed: {}", failures.join("; "));
+        Ok(())
+    }
 }
 
 /// Fails if one of these pods got the credentials of another.
@@ -149,10 +208,6 @@ fn ensure_own<'a>(world: &World, answers: impl IntoIterator<Item = (&'a String, 
         ensure!(session.as_deref() == Some(&expect), "{name} got the credentials of {session:?}");
     }
     Ok(())
-}
-
-fn failures(answers: &[Answer]) -> Vec<&Answer> {
-    answers.iter().filter(|answer| !answer.is_success()).take(5).collect()
 }
 
 fn said(latency: Duration) -> String {

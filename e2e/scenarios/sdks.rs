@@ -2,6 +2,7 @@
 
 mod client;
 mod connections;
+mod first_calls;
 mod program;
 mod table;
 
@@ -13,11 +14,13 @@ use futures_util::future::{join_all, try_join};
 use rolecall_e2e::sdk::Answer;
 use rolecall_sandbox::sts::{self, Behavior};
 
+use crate::pods::Pods;
 use crate::report::{Figure, Report};
 use crate::world::{NAMESPACE, World};
-use client::Client;
-pub(crate) use client::machine_image;
+use client::{Client, Task};
+pub(crate) use client::{Start, machine_image};
 use connections::Connections;
+pub(crate) use first_calls::{FirstCall, FirstCalls};
 use program::Uri;
 
 /// How long STS takes while the first requests are on their way.
@@ -137,18 +140,24 @@ async fn before_credentials(world: &World, client: &Client, connections: &Connec
 
 async fn answers(world: &World, client: &'static Client) -> Result<(Uri, Vec<Answer>)> {
     let pods = world.pods(NAMESPACE);
-    let pod = pods.create(&client.pod(&world.sts.url(), PATIENCE, BEYOND)?).await?;
+    let task = Task::Renew { patience: PATIENCE, beyond: BEYOND };
+    let pod = pods.create(&client.pod(client.name, client.name, &world.sts.url(), task)?).await?;
     let injected = Uri::of(&pod).context("the shim has injected nothing")?;
     ensure!(injected == client.uri, "it was told the {injected} in the place of the {}", client.uri);
-    let ended = pods.ended(client.name).await?;
+    Ok((injected, own_answers(&pods, client, client.name, client.name).await?))
+}
+
+/// What a client has said in its pod, which has to be the role's that its ServiceAccount has.
+async fn own_answers(pods: &Pods, client: &Client, pod: &str, service_account: &str) -> Result<Vec<Answer>> {
+    let ended = pods.ended(pod).await?;
     let text = ended.message.unwrap_or_default();
     ensure!(ended.exit_code == 0, "it ended with {}: {text}", ended.exit_code);
     let answers = client.read(&text).with_context(|| format!("read what it says: {text}"))?;
-    let expect = format!("arn:aws:sts::111122223333:assumed-role/{0}/{NAMESPACE}.{0}", client.name);
+    let expect = format!("arn:aws:sts::111122223333:assumed-role/{service_account}/{NAMESPACE}.{pod}");
     for answer in &answers {
         ensure!(answer.arn.as_deref() == Some(&expect), "it is not who its pod is: {answer:?}");
     }
-    Ok((injected, answers))
+    Ok(answers)
 }
 
 impl Outcome {

@@ -4,6 +4,7 @@
 //
 //	probe once [flags]        ask once
 //	probe loop [flags]        ask again and again until SIGTERM, and count
+//	probe listens [flags]     wait until somebody listens there, for others that ask in this container
 //	probe get <url>           fetch anything else, as an application that looks for the metadata service
 //	probe forge <address>     claim to be that address, on its own network, until it is told to end
 //	probe wait                do nothing, for others to run the above in this container
@@ -67,7 +68,7 @@ type request struct {
 
 func main() {
 	if len(os.Args) < 2 {
-		fail("usage: probe once|loop|get|forge|wait|end")
+		fail("usage: probe once|loop|listens|get|forge|wait|end")
 	}
 	switch command, arguments := os.Args[1], os.Args[2:]; command {
 	case "once":
@@ -78,6 +79,8 @@ func main() {
 		report(ask(asked))
 	case "loop":
 		loop(parse(arguments))
+	case "listens":
+		untilItListens(parse(arguments).url)
 	case "get":
 		report(ask(request{url: arguments[0], patience: 2 * time.Second}))
 	case "forge":
@@ -192,6 +195,9 @@ func exchange(asked request, started time.Time, given *answer) error {
 
 // untilItListens waits without a request: it is the first one that counts.
 func untilItListens(where string) {
+	if where == "" {
+		fail("nothing says where to ask: the pod was not injected")
+	}
 	target, err := url.Parse(where)
 	if err != nil {
 		fail(err.Error())

@@ -9,7 +9,7 @@ use rolecall_e2e::sdk::Answer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::program::{Program, Uri, folders};
+use super::program::{Program, Uri, folders, probe};
 
 /// An image without any content of its own: pods of it use this machine's programs.
 const MACHINE: &str = "localhost/machine:1";
@@ -80,32 +80,33 @@ pub(crate) fn machine_image(folder: &Path) -> Result<PathBuf> {
     Image { name: MACHINE, root: &root, entrypoint: &["/bin/sh"] }.write()
 }
 
-impl Client {
-    /// The pod that calls the STS at `endpoint`, and goes on `beyond` this time: by one process, or of a command line by
-    /// another one after it.
-    pub(crate) fn pod(&self, endpoint: &str, patience: Duration, beyond: Duration) -> Result<Value> {
-        let mut words = self.program.words()?;
-        if self.keeps_credentials {
-            words.extend(["refresh".into(), endpoint.into()]);
-            words.extend([patience, beyond].map(|time| time.as_secs().to_string()));
-        } else {
-            words.extend(
-                ["sts", "get-caller-identity", "--output", "json", "--endpoint-url"].map(String::from),
-            );
-            words.push(endpoint.into());
-        }
-        // What it says is the termination message; where it fails, the end of its log is.
-        let script = match self.keeps_credentials {
-            true => r#"exec "$@" >/dev/termination-log"#.to_owned(),
-            // Both at once, for what is there already hides the log of a failure.
-            false => format!(
-                r#"one=$("$@") && sleep {} && other=$("$@") && echo "$one$other" >/dev/termination-log"#,
-                beyond.as_secs()
-            ),
-        };
-        let mut command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()];
-        command.extend(words);
+/// What a client is to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Task {
+    /// To call once, at once or [`OnceItListens`](Start::OnceItListens).
+    Call(Start),
+    /// To call, and to go on `beyond` this time: by one process, which waits for other credentials than its first with
+    /// this `patience`, or of a command line by another one after it.
+    Renew {
+        /// In all.
+        patience: Duration,
+        /// At least.
+        beyond: Duration,
+    },
+}
 
+/// When the program of a client starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// With its container.
+    AtOnce,
+    /// When the daemon listens: its container was there before.
+    OnceItListens,
+}
+
+impl Client {
+    /// A pod that calls the STS at `endpoint`.
+    pub(super) fn pod(&self, name: &str, service_account: &str, endpoint: &str, task: Task) -> Result<Value> {
         let folders = folders()?;
         let volumes: Vec<Value> = folders
             .iter()
@@ -129,10 +130,12 @@ impl Client {
             Uri::Full => json!({}),
             Uri::Relative => json!({"rolecall.dev/relative-uri": "true"}),
         };
+        let mut command = vec!["/bin/sh".to_owned(), "-c".to_owned(), self.script(task)?, "sh".to_owned()];
+        command.extend(self.words(endpoint, task)?);
         Ok(json!({
-            "metadata": {"name": self.name, "annotations": annotations},
+            "metadata": {"name": name, "annotations": annotations},
             "spec": {
-                "serviceAccountName": self.name,
+                "serviceAccountName": service_account,
                 "automountServiceAccountToken": false,
                 "enableServiceLinks": false,
                 "restartPolicy": "Never",
@@ -149,6 +152,39 @@ impl Client {
                 "volumes": volumes,
             },
         }))
+    }
+
+    /// The program and its arguments.
+    fn words(&self, endpoint: &str, task: Task) -> Result<Vec<String>> {
+        let mut words = self.program.words()?;
+        match task {
+            _ if !self.keeps_credentials => words.extend(
+                ["sts", "get-caller-identity", "--output", "json", "--endpoint-url", endpoint]
+                    .map(String::from),
+            ),
+            Task::Call(_) => words.extend(["identity", endpoint].map(String::from)),
+            Task::Renew { patience, beyond } => {
+                words.extend(["refresh", endpoint].map(String::from));
+                words.extend([patience, beyond].map(|time| time.as_secs().to_string()));
+            }
+        }
+        Ok(words)
+    }
+
+    /// What the shell does with them. What the program says is the termination message; where it fails, the end of its
+    /// log is.
+    fn script(&self, task: Task) -> Result<String> {
+        const ONCE: &str = r#"exec "$@" >/dev/termination-log"#;
+        Ok(match task {
+            Task::Call(Start::AtOnce) => ONCE.to_owned(),
+            Task::Call(Start::OnceItListens) => format!("{} listens && {ONCE}", probe()?.display()),
+            Task::Renew { .. } if self.keeps_credentials => ONCE.to_owned(),
+            // Both at once, for what is there already hides the log of a failure.
+            Task::Renew { beyond, .. } => format!(
+                r#"one=$("$@") && sleep {} && other=$("$@") && echo "$one$other" >/dev/termination-log"#,
+                beyond.as_secs()
+            ),
+        })
     }
 
     /// What it has said, of each call.

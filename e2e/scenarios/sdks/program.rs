@@ -279,6 +279,7 @@ pub(super) fn folders() -> Result<Vec<PathBuf>> {
         tool("sdk-node")?.parent().context("the packages are in a folder")?.to_owned(),
         tool("sdk-python")?,
         tool("sdk-object-store")?,
+        tool("probe")?,
         rust.parent().context("the client is in a folder")?.to_owned(),
     ];
     // Debian's Java has its settings there.
@@ -294,6 +295,11 @@ pub(super) fn folders() -> Result<Vec<PathBuf>> {
     folders.retain(|folder| !all.iter().any(|other| folder != other && folder.starts_with(other)));
     folders.dedup();
     Ok(folders)
+}
+
+/// The program that waits in a client's container until the daemon listens.
+pub(super) fn probe() -> Result<PathBuf> {
+    Ok(tool("probe")?.join("probe"))
 }
 
 fn sources() -> PathBuf {
