@@ -95,7 +95,9 @@ pub struct App {
     duty: drain::Trigger,
     /// What answers requests.
     front: drain::Trigger,
-    /// What requests need to be answered; it ends when they are.
+    /// What the next daemon is told; it ends once that waits for nothing here, with no request left that asks for more.
+    passing_on: drain::Trigger,
+    /// What all of that needs; it ends last.
     back: drain::Trigger,
     _admin: admin::Admin,
     _netlink: Netlink,
@@ -183,6 +185,7 @@ impl App {
         let liveness = Liveness::default();
         let (duty, on_duty) = drain::new();
         let (front, _) = drain::new();
+        let (passing_on, to_end) = drain::new();
         let (back, back_watch) = drain::new();
         let tasks = back.tasks();
         tasks.spawn_essential("heartbeat", liveness.heart("data plane").keep_beating(back_watch));
@@ -369,7 +372,8 @@ impl App {
                 close_tcp();
                 serving.broken("handed over to the next daemon; it waits to be stopped");
             };
-            tasks.spawn("hand-over", giver.run(listener, file, on_duty, on_handed_over));
+            let handing_over = giver.run(listener, file, on_duty, to_end, on_handed_over);
+            passing_on.tasks().spawn("hand-over", handing_over);
         }
         Ok(Self {
             endpoint_addresses,
@@ -380,6 +384,7 @@ impl App {
             serving,
             duty,
             front,
+            passing_on,
             back,
             _admin: admin,
             _netlink: netlink,
@@ -407,6 +412,8 @@ impl App {
         // Nothing accepts any more before the connections are told to end.
         let mut left = self.duty.finish(self.drain_deadline).await;
         left.extend(self.front.finish(until.saturating_duration_since(Instant::now())).await);
+        // With no request left nothing more is asked of the next daemon, but it may wait for exchanges of this one.
+        left.extend(self.passing_on.finish(until.saturating_duration_since(Instant::now())).await);
         for left in left {
             tracing::warn!(task = left.name, count = left.count, "cut off at the end of the drain");
         }

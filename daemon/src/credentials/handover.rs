@@ -58,6 +58,9 @@ pub trait Counterpart: Send + Sync {
     /// asks for the same exchange is told the same.
     fn fetch(&self, key: &CredentialKey) -> BoxFuture<'static, Option<Outcome>>;
 
+    /// These of our exchanges are out, and it waits for them: how each has [`ended`](Self::ended) follows.
+    fn awaits(&self, _: Vec<CredentialKey>) {}
+
     /// An exchange of ours has ended; with `None`, without a result that is of use over there.
     fn ended(&self, key: &CredentialKey, outcome: Option<&Outcome>);
 }

@@ -162,9 +162,14 @@ impl CredentialManager {
     /// are out: `successor` hears of their ends, and is asked for what requests still wait for here.
     pub fn freeze(&self, successor: Arc<dyn Counterpart>) -> Vec<Inherited> {
         // Before the table says what is under way, so that no end is missed.
-        self.shared.neighbors().next = Some(successor);
+        self.shared.neighbors().next = Some(successor.clone());
         let now = self.shared.now();
-        let inherited = self.shared.table().freeze(now);
+        let mut table = self.shared.table();
+        let inherited = table.freeze(now);
+        let under_way = inherited.iter().filter(|inherited| inherited.is_under_way);
+        // Under the lock: none of them ends before.
+        successor.awaits(under_way.map(|inherited| inherited.key.clone()).collect());
+        drop(table);
         self.shared.wake.notify_one();
         inherited
     }

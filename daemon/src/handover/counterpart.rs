@@ -1,7 +1,7 @@
 //! What each daemon of a hand-over is to the other's credentials: it answers, or it is gone.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -12,7 +12,7 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use tokio::{
-    sync::{mpsc::UnboundedSender, oneshot},
+    sync::{mpsc::UnboundedSender, oneshot, watch},
     time::timeout,
 };
 
@@ -31,6 +31,8 @@ pub(super) struct Successor {
     messages: UnboundedSender<Message>,
     /// `None` once it is gone.
     wants: Mutex<Option<Wants>>,
+    /// Exchanges that are out here, and that it waits for.
+    awaited: watch::Sender<HashSet<CredentialKey>>,
 }
 
 #[derive(Default)]
@@ -54,7 +56,19 @@ struct UnderWay {
 impl Successor {
     /// Whoever holds the other end of `messages` sends them.
     pub(super) fn new(messages: UnboundedSender<Message>) -> Self {
-        Self { messages, wants: Mutex::new(Some(Wants::default())) }
+        Self { messages, wants: Mutex::new(Some(Wants::default())), awaited: watch::Sender::default() }
+    }
+
+    /// Completes once how each exchange ended that it waits for is among the messages.
+    pub(super) async fn is_told_all(&self) {
+        let mut awaited = self.awaited.subscribe();
+        // `self` holds the sender.
+        let _ = awaited.wait_for(HashSet::is_empty).await;
+    }
+
+    /// How many exchanges it waits for.
+    pub(super) fn awaited(&self) -> usize {
+        self.awaited.borrow().len()
     }
 
     pub(super) fn given(&self, id: u64, outcome: Option<WireOutcome>) {
@@ -91,9 +105,14 @@ impl Counterpart for Successor {
         answered.map(|answer| answer.ok().flatten()).boxed()
     }
 
+    fn awaits(&self, keys: Vec<CredentialKey>) {
+        self.awaited.send_replace(keys.into_iter().collect());
+    }
+
     fn ended(&self, key: &CredentialKey, outcome: Option<&Outcome>) {
         let outcome = outcome.and_then(WireOutcome::of);
         let _ = self.messages.send(Message::Ended { key: WireKey::from(key), outcome });
+        self.awaited.send_if_modified(|awaited| awaited.remove(key));
     }
 }
 

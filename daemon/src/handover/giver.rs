@@ -3,6 +3,7 @@
 use std::{
     net::TcpListener,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -61,12 +62,14 @@ struct Meeting<'a> {
 
 impl Giver {
     /// Waits at `listener` for a daemon to take over, until `drain`; then calls `on_handed_over`, which must see to it
-    /// that nothing is accepted any more, and helps the other until it is gone.
+    /// that nothing is accepted any more, and helps the other until it is gone, or until after `end` it has been told of
+    /// every exchange that it waits for.
     pub async fn run(
         self,
         mut listener: UnixListener,
         mut file: SocketFile,
         drain: Watch,
+        end: Watch,
         on_handed_over: impl FnOnce(),
     ) {
         let meeting = loop {
@@ -98,7 +101,7 @@ impl Giver {
         drop(self.listeners);
         tracing::info!("handed over to the next daemon; what is under way is finished here");
         if let Some((successor, messages)) = successor {
-            help(&successor, reader, writer, messages, &self.origin).await;
+            help(&successor, reader, writer, messages, &self.origin, &end).await;
         }
     }
 
@@ -246,6 +249,7 @@ async fn help(
     mut writer: Writer,
     mut messages: UnboundedReceiver<Message>,
     origin: &Origin,
+    end: &Watch,
 ) {
     let receive = async {
         while let Ok(Some(message)) = reader.receive().await {
@@ -255,8 +259,22 @@ async fn help(
             }
         }
     };
+    let told_all = async {
+        end.begun().await;
+        // Were they cut off, it would have to make them again, and pods would wait for STS twice.
+        tracing::info!(exchanges = successor.awaited(), "end with the exchanges that the next daemon waits for");
+        successor.is_told_all().await;
+    };
     let send = async {
-        while let Some(message) = messages.recv().await {
+        let mut told_all = pin!(told_all);
+        loop {
+            let message = tokio::select! {
+                // What is to be said is said before the end.
+                biased;
+                message = messages.recv() => message,
+                () = &mut told_all => None,
+            };
+            let Some(message) = message else { return };
             if let Err(error) = writer.send(&message, &[]).await {
                 tracing::debug!(error = %chain(&error), "the daemon that took over is gone");
                 return;

@@ -5,12 +5,13 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixListener},
 };
 
+use nix::sys::signal::Signal;
 use rolecall_process::probe::{self, Question};
 use serde_json::json;
 
 use super::{
     load::Load,
-    node::{Node, until_exists},
+    node::{LIMIT, Node, until_exists},
     peer::Peer,
 };
 
@@ -65,6 +66,29 @@ async fn exchanges_that_are_out_serve_those_who_wait_at_either_daemon() {
     let log = new.process.logs();
     assert!(!log.contains("assumed role"), "{log}");
     old.stop().await;
+    assert_eq!(node.world.sts.call_count(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_is_out_outlives_the_order_to_end_although_nobody_has_asked_yet() {
+    let node = Node::new().await;
+    let patient = ["--sts-hedge-after=2m", "--sts-attempt-timeout=2m"];
+    let old = node.start(&patient).await;
+    let gate = node.world.sts.hold();
+    let pods: Vec<_> = (0..4).map(|number| node.pod(&format!("orders-{number}"))).collect();
+    node.world.sts.wait_for_requests(4).await;
+    let new = node.start(&patient).await;
+    // As the kubelet does once the new one is ready.
+    old.process.signal(Signal::SIGTERM).unwrap();
+    old.logged("end with the exchanges that the next daemon waits for exchanges=4").await;
+    gate.release_all();
+    assert!(old.process.exit(LIMIT).await.unwrap().success());
+    let tokens: Vec<String> = pods.iter().map(|pod| pod.token().unwrap()).collect();
+    let at_the_new = Load::start(node.endpoint, &tokens);
+    at_the_new.wait_for(8).await;
+    assert_eq!(at_the_new.stop().await.1, [""; 0]);
+    let log = new.process.logs();
+    assert!(!log.contains("assumed role"), "{log}");
     assert_eq!(node.world.sts.call_count(), 4);
 }
 
@@ -183,7 +207,7 @@ async fn until_waiting(node: &Node, count: f64) {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(super::node::LIMIT, waited).await.unwrap();
+    tokio::time::timeout(LIMIT, waited).await.unwrap();
 }
 
 async fn metric(node: &Node, name: &str) -> f64 {

@@ -115,3 +115,46 @@ async fn a_daemon_that_is_gone_ends_the_wait_for_it() {
     drop(other);
     assert!(meeting.go_on(&drain).await.is_err() || meeting.state == State::Ended);
 }
+
+/// Ends the daemon that helps, and says what the other heard before the connection closed.
+async fn heard_until_the_end(exchanges_out: usize) -> Vec<Message> {
+    let (stream, other) = UnixStream::pair().unwrap();
+    let (reader, writer) = connection::trusted(stream).unwrap();
+    let (mut hears, _says) = connection::trusted(other).unwrap();
+    let (sender, messages) = unbounded_channel();
+    let successor = Successor::new(sender);
+    credentials::Counterpart::awaits(&successor, vec![key(); exchanges_out]);
+    let (trigger, end) = drain::new();
+    trigger.begin();
+    let origin = origin();
+    let ending = async {
+        if 0 < exchanges_out {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            credentials::Counterpart::ended(&successor, &key(), None);
+        }
+    };
+    let helping = async {
+        help(&successor, reader, writer, messages, &origin, &end).await;
+    };
+    tokio::join!(ending, helping);
+    let mut heard = Vec::new();
+    while let Some(message) = hears.receive().await.unwrap() {
+        heard.push(message);
+    }
+    heard
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_is_to_end_says_first_how_its_exchanges_have_ended() {
+    let began = Instant::now();
+    let heard = heard_until_the_end(1).await;
+    assert!(matches!(&heard[..], [Message::Ended { outcome: None, .. }]), "{} messages", heard.len());
+    assert_eq!(began.elapsed(), Duration::from_secs(20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_without_an_exchange_that_is_out_ends_at_once() {
+    let began = Instant::now();
+    assert!(heard_until_the_end(0).await.is_empty());
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
