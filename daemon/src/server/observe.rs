@@ -1,21 +1,19 @@
 //! What the endpoint tells of itself: a metric for each request, a log line and an Event for each refusal that is news.
 
+mod histogram;
+
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use moka::sync::Cache;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use self::histogram::DurationHistogram;
 use super::{caller::Suspects, refusal::Refusal};
 use crate::{
     events::{Events, Notice},
@@ -60,7 +58,7 @@ struct Metrics {
     answered: Counter,
     requests: Family<OutcomeLabel, Counter>,
     refusals: Family<CodeLabel, Counter>,
-    duration: Histogram,
+    duration: DurationHistogram,
     first_request_wait: Histogram,
     slow_answers: Family<SlowLabel, Counter>,
     in_progress: Gauge,
@@ -193,7 +191,7 @@ impl Exchange {
     fn end_as(&mut self, outcome: &'static str) {
         let metrics = &self.observer.0.metrics;
         metrics.requests.get_or_create(&OutcomeLabel { outcome }).inc();
-        metrics.duration.observe(self.arrived.elapsed().as_secs_f64());
+        metrics.duration.observe(self.arrived.elapsed());
         self.end();
     }
 
@@ -264,7 +262,7 @@ impl Drop for Exchange {
 impl Metrics {
     fn answered(&self, took: Duration) {
         self.answered.inc();
-        self.duration.observe(took.as_secs_f64());
+        self.duration.observe(took);
     }
 
     fn register(registry: &mut Registry) -> Self {
@@ -274,9 +272,8 @@ impl Metrics {
             answered,
             requests,
             refusals: Family::default(),
-            // 0.1 ms to 26 s: a warm answer to one that was given up.
-            duration: Histogram::new(exponential_buckets(0.0001, 4.0, 10)),
-            first_request_wait: Histogram::new(exponential_buckets(0.0001, 4.0, 10)),
+            duration: DurationHistogram::default(),
+            first_request_wait: Histogram::new(histogram::BOUNDS),
             slow_answers: Family::default(),
             in_progress: Gauge::default(),
         };
