@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rolecall_e2e::tool;
 
 use crate::report::Report;
@@ -31,7 +31,11 @@ make e2e-down             # ends every such cluster, and removes what a killed o
 | STS | the sandbox's, which checks every token's signature, audience, issuer and subject against the role's trust policy, and every call's signature |
 | pods | a probe that asks in its first instruction, once, and gives up after a second without a connection, or after one without a byte on it; and unmodified SDKs ([sdks.md](sdks.md)), of which four race beside the probes while STS takes 10 s |
 
-Kubernetes, etcd and containerd are built from pinned Go modules, once; runc and the CNI plug-ins are the distribution's; nothing is pulled from a registry of images.
+Each race has all its pods at each latency of STS; a daemon that is late, and an update, meet about a quarter of the pods for each latency.
+Pods that are there before the daemon wait in their container until it listens: the probes ask then, and the SDKs start then.
+An SDK *had asked* if the kernel of its node had counted a connection of its pod by the time that STS answered; one that asks later finds its credentials there.
+
+Kubernetes, etcd, containerd and the CNI plug-ins are built from pinned Go modules, once; runc is the distribution's; nothing is pulled from a registry of images.
 The machine's own network, firewall, mounts and kernel settings are not touched: all of it lives in namespaces, which the kernel takes away with the first process in them, however that ends.
 After this page is written, `make e2e` kills a cluster of one node, and another one together with what cleans up after it, and fails unless processes, mounts, networks, control groups, files and kernel settings of the machine are as before.
 
@@ -94,35 +98,73 @@ pub(crate) fn machine(folder: &Path) -> Result<String> {
         .unwrap_or_default();
     let gibibytes = memory / (1024 * 1024);
     let kernel = read("/proc/sys/kernel/osrelease").trim().split('-').next().unwrap_or_default().to_owned();
-    let date = said(&["date", "--utc", "+%-d %B %Y"]);
-    let folder = folder.to_str().context("the folder's path is text")?;
-    let commit = said(&["git", "-C", folder, "rev-parse", "--short=12", "HEAD"]);
-    // The pages of the run before are no change.
-    let pages = [":/", ":!/docs/e2e.md", ":!/docs/sdks.md"];
-    let status = ["git", "-C", folder, "--no-optional-locks", "status", "--porcelain", "--"];
-    let changed = if said(&[&status[..], &pages[..]].concat()).is_empty() { "" } else { " with changes" };
+    let date = said(&["date", "--utc", "+%-d %B %Y"])?;
+    let commit = commit(folder)?;
     let version = |tool_name: &str, program: &str| -> Result<String> {
-        let program = tool(tool_name)?.join(program);
-        Ok(said(&[&program.display().to_string(), "--version"]))
+        said(&[&tool(tool_name)?.join(program).display().to_string(), "--version"])
     };
-    let word = |text: &str, index: usize| text.split_whitespace().nth(index).unwrap_or("?").to_owned();
-    let kubernetes = word(&version("kubernetes", "kubelet")?, 1);
-    let containerd = word(&version("containerd", "containerd")?, 2);
-    let etcd = word(&said(&[&tool("etcd")?.display().to_string(), "--version"]), 2);
-    let runc = word(&said(&["runc", "--version"]), 2);
+    let word = |text: &str, index: usize| -> Result<String> {
+        Ok(text
+            .split_whitespace()
+            .nth(index)
+            .with_context(|| format!("find a version in {text}"))?
+            .to_owned())
+    };
+    let kubernetes = word(&version("kubernetes", "kubelet")?, 1)?;
+    let containerd = word(&version("containerd", "containerd")?, 2)?;
+    let etcd = word(&said(&[&tool("etcd")?.display().to_string(), "--version"])?, 2)?;
+    // What a plug-in writes to the standard output belongs to its protocol.
+    let bridge = run(&[&tool("cni")?.join("bridge").display().to_string(), "--version"])?;
+    let cni = word(&String::from_utf8_lossy(&bridge.stderr), 3)?;
+    let runc = word(&said(&["runc", "--version"])?, 2)?;
     Ok(format!(
-        "On {date}, at commit {commit}{changed}, on a machine with {processors} processors, {gibibytes} GiB and Linux {kernel}.\n\
-         Kubernetes {kubernetes}, etcd {etcd}, containerd {containerd}, runc {runc}."
+        "On {date}, at commit {commit}, on a machine with {processors} processors, {gibibytes} GiB and Linux {kernel}.\n\
+         Kubernetes {kubernetes}, etcd {etcd}, containerd {containerd}, CNI plug-ins {cni}, runc {runc}."
     ))
 }
 
-fn said(words: &[&str]) -> String {
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]);
-    let output = command.output().map(|output| output.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&output).trim().to_owned()
+/// The commit of the sources, and whether they have changed since. They have to be in one work tree with `folder`: a
+/// page says what the commit has shown that it is a part of.
+fn commit(folder: &Path) -> Result<String> {
+    let sources = env!("CARGO_MANIFEST_DIR");
+    let folder = folder.to_str().context("the folder's path is text")?;
+    let [tree, other] =
+        [sources, folder].map(|path| said(&["git", "-C", path, "rev-parse", "--show-toplevel"]));
+    let (tree, other) = (tree?, other?);
+    ensure!(tree == other, "the pages would be written into {other}, and the sources are in {tree}");
+    let commit = said(&["git", "-C", sources, "rev-parse", "--short=12", "HEAD"])?;
+    // The pages of the run before are no change.
+    let pages = [":/", ":!/docs/e2e.md", ":!/docs/sdks.md"];
+    let status = ["git", "-C", sources, "--no-optional-locks", "status", "--porcelain", "--"];
+    let is_changed = !run(&[&status[..], &pages[..]].concat())?.stdout.is_empty();
+    Ok(if is_changed { format!("{commit} with changes") } else { commit })
+}
+
+/// What a program writes, which has to be something.
+fn said(words: &[&str]) -> Result<String> {
+    let said = String::from_utf8_lossy(&run(words)?.stdout).trim().to_owned();
+    ensure!(!said.is_empty(), "{} says nothing", words.join(" "));
+    Ok(said)
+}
+
+fn run(words: &[&str]) -> Result<Output> {
+    let described = words.join(" ");
+    let ended =
+        Command::new(words[0]).args(&words[1..]).output().with_context(|| format!("run {described}"))?;
+    ensure!(ended.status.success(), "{described}: {}", String::from_utf8_lossy(&ended.stderr).trim());
+    Ok(ended)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_outside_of_the_work_tree_has_no_commit() {
+        assert!(commit(Path::new("/")).is_err());
+    }
 }

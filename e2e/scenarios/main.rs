@@ -155,7 +155,10 @@ fn inside(work: impl Future<Output = Result<()>>) -> Result<ExitCode> {
 async fn run_scenarios(run: Run, folder: PathBuf) -> Result<()> {
     let mut report = Report::new();
     let docs = match &run.docs {
-        Some(folder) => Some((folder, docs::machine(folder)?)),
+        Some(folder) => {
+            sdks::ensure_complete().context("the documentation is about every SDK")?;
+            Some((folder, docs::machine(folder)?))
+        }
         None => None,
     };
     let mut world = World::start(&folder, &built(&run.images)?).await?;

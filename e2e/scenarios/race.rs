@@ -22,6 +22,10 @@ const SLOWEST: Duration = Duration::from_secs(10);
 
 const BURST: usize = 20;
 
+/// How often STS is asked for the credentials of one pod, whichever daemons come and go: once, and while it is silent a
+/// second time beside that.
+const ATTEMPTS: usize = 2;
+
 /// The ServiceAccount of all pods.
 const RACER: &str = "racer";
 
@@ -50,7 +54,7 @@ pub(crate) async fn late_daemon(world: &World, report: &mut Report, pods: usize)
     let role = world.service_account(NAMESPACE, RACER).await?;
     for latency in LATENCIES {
         let raced = race_without_daemon(world, &role, latency, pods.div_ceil(LATENCIES.len())).await?;
-        raced.report(report, " of pods that were there before the daemon", latency)?;
+        raced.report(report, " in pods that were there before the daemon", latency)?;
     }
     Ok(())
 }
@@ -60,14 +64,21 @@ async fn race_without_daemon(world: &World, role: &str, latency: Duration, count
     let names: Vec<String> = (0..count).map(|index| format!("{race}-{index}")).collect();
     let started = start_without_daemon(world, &names, &race, latency).await;
     slow_down(world, role, latency);
+    let calling = async {
+        match started? {
+            Some(calls) => Ok(calls.outcomes().await),
+            None => anyhow::Ok(Vec::new()),
+        }
+    };
     // Whatever went wrong: the scenarios that follow need it.
-    world.install().await?;
-    let sdks = started?;
+    let (installed, sdks) = tokio::join!(world.install(), calling);
+    installed?;
+    let sdks = sdks?;
     let pods = world.pods(NAMESPACE);
     let probes: Vec<Answer> = pods.outcomes(&names).await?;
-    let sdks = OptionFuture::from(sdks.map(FirstCalls::outcomes)).await.unwrap_or_default();
     world.sts.behave();
     ensure_own(world, names.iter().zip(&probes))?;
+    ensure_no_exchange_again(world, &names)?;
     pods.clear().await?;
     Ok(Raced { probes, sdks })
 }
@@ -93,14 +104,14 @@ async fn start_without_daemon<'a>(
     for name in names {
         pods.create(&probe(name, RACER, &["once", "--once-it-listens"])).await?;
     }
-    let sdks = sdks(world, race, latency, Start::OnceItListens).await?;
+    let calls = begin_calls(world, race, latency, Start::OnceItListens).await?;
     for name in names {
         pods.running(name).await?;
     }
-    if let Some(sdks) = &sdks {
-        sdks.running().await?;
+    if let Some(calls) = &calls {
+        calls.running().await?;
     }
-    Ok(sdks)
+    Ok(calls)
 }
 
 /// Pods come while every daemon is replaced, again and again until all pods have come: a part of the `pods` for each
@@ -155,13 +166,18 @@ async fn race(world: &World, name: &str, latency: Duration, probes: usize) -> Re
         let race = format!("{name}-{}ms", latency.as_millis());
         let begun = raced.probes.len();
         let names: Vec<String> = (begun..begun + BURST).map(|index| format!("{race}-{index}")).collect();
-        let sdks = sdks(world, &format!("{race}-{begun}"), latency, Start::AtOnce).await?;
-        for name in &names {
-            api.create(&probe(name, RACER, &["once"])).await?;
-        }
-        let burst: Vec<Answer> = api.outcomes(&names).await?;
-        let sdks = OptionFuture::from(sdks.map(FirstCalls::outcomes)).await;
+        let calls = begin_calls(world, &format!("{race}-{begun}"), latency, Start::AtOnce).await?;
+        let asking = async {
+            for name in &names {
+                api.create(&probe(name, RACER, &["once"])).await?;
+            }
+            api.outcomes(&names).await
+        };
+        let calling = OptionFuture::from(calls.map(FirstCalls::outcomes));
+        let (burst, sdks): (Result<Vec<Answer>>, _) = tokio::join!(asking, calling);
+        let burst = burst?;
         ensure_own(world, names.iter().zip(&burst))?;
+        ensure_no_exchange_again(world, &names)?;
         raced.probes.extend(burst);
         raced.sdks.extend(sdks.into_iter().flatten());
         api.clear().await?;
@@ -169,8 +185,8 @@ async fn race(world: &World, name: &str, latency: Duration, probes: usize) -> Re
     Ok(raced)
 }
 
-/// The SDKs of a race, if there are any at this latency.
-async fn sdks<'a>(
+/// The SDKs' calls of a race, if there are any at this latency.
+async fn begin_calls<'a>(
     world: &'a World,
     race: &str,
     latency: Duration,
@@ -191,11 +207,11 @@ impl Raced {
             report
                 .add(FirstCall::figure(&format!("first calls of SDKs{whose}, STS at {latency}"), &self.sdks));
         }
-        let failures: Vec<&Answer> =
-            self.probes.iter().filter(|answer| !answer.is_success()).take(5).collect();
-        ensure!(failures.is_empty(), "a first request failed: {failures:?}");
-        let failures: Vec<String> = self.sdks.iter().filter_map(FirstCall::failure).collect();
-        ensure!(failures.is_empty(), "an SDK's first call failed: {}", failures.join("; "));
+        let failures = self.probes.iter().filter(|answer| !answer.is_success());
+        let mut faults: Vec<String> =
+            failures.take(5).map(|answer| format!("a first request failed: {answer:?}")).collect();
+        faults.extend(FirstCall::faults(&self.sdks));
+        ensure!(faults.is_empty(), "{}", faults.join("; "));
         Ok(())
     }
 }
@@ -206,6 +222,17 @@ fn ensure_own<'a>(world: &World, answers: impl IntoIterator<Item = (&'a String, 
         let session = world.sts.session(&answer.access_key_id).map(|session| session.session_name);
         let expect = format!("{NAMESPACE}.{name}");
         ensure!(session.as_deref() == Some(&expect), "{name} got the credentials of {session:?}");
+    }
+    Ok(())
+}
+
+/// Fails if a daemon has asked STS for what another one, or it itself, had asked for.
+fn ensure_no_exchange_again(world: &World, names: &[String]) -> Result<()> {
+    let calls = world.sts.calls();
+    for name in names {
+        let session = format!("{NAMESPACE}.{name}");
+        let exchanges = calls.iter().filter(|call| call.session_name.as_deref() == Some(&session)).count();
+        ensure!(exchanges <= ATTEMPTS, "STS was asked {exchanges} times for the credentials of {name}");
     }
     Ok(())
 }

@@ -43,7 +43,7 @@ impl Report {
 
     /// Prints a figure and keeps it.
     pub(crate) fn add(&mut self, figure: Figure) {
-        println!("{:>7.1}s  {:<9} {figure}", self.elapsed().as_secs_f64(), self.scenario);
+        println!("{:>7.1}s  {:<11} {figure}", self.elapsed().as_secs_f64(), self.scenario);
         self.lines.push(Line { scenario: self.scenario.clone(), figure });
     }
 

@@ -57,6 +57,13 @@ pub(crate) struct Outcome {
     failure: Option<String>,
 }
 
+/// Fails unless every client is to be had on this machine.
+pub(crate) fn ensure_complete() -> Result<()> {
+    let missing: Vec<&str> = client::missing().into_iter().map(|client| client.title).collect();
+    ensure!(missing.is_empty(), "these are not installed on this machine: {}", missing.join("; "));
+    Ok(())
+}
+
 /// Runs all clients side by side, one begun after the other, and returns the table for the documentation.
 pub(crate) async fn run(world: &World, report: &mut Report) -> Result<String> {
     let clients = client::available();
@@ -103,7 +110,12 @@ async fn one(world: &World, client: &'static Client, connections: &Connections<'
         Ok(version) => Outcome { version, ..outcome },
         Err(error) => return Outcome { failure: Some(format!("{error:#}")), ..outcome },
     };
-    match try_join(answers(world, client), before_credentials(world, client, connections)).await {
+    let connections = async {
+        let begun = before_credentials(world, client.name, connections).await?;
+        ensure!(begun != 0, "it had not asked yet when STS handed out its credentials: this shows nothing");
+        Ok(begun)
+    };
+    match try_join(answers(world, client), connections).await {
         Ok(((injected, answers), connections)) => {
             let keys = keys(world, client);
             Outcome { injected: Some(injected), answers, keys, connections, ..outcome }
@@ -124,18 +136,14 @@ fn keys(world: &World, client: &Client) -> usize {
     keys.filter(is_own).collect::<BTreeSet<_>>().len()
 }
 
-/// How many connections the client has begun when STS hands out its first credentials.
-async fn before_credentials(world: &World, client: &Client, connections: &Connections<'_>) -> Result<u64> {
-    let is_of_client = |role: &str| role.rsplit('/').next() == Some(client.name);
+/// How many connections a pod has begun when STS hands out its first credentials.
+async fn before_credentials(world: &World, pod: &str, connections: &Connections<'_>) -> Result<u64> {
+    let session = format!("{NAMESPACE}.{pod}");
     let granted = world.sts.wait_until(|calls| {
-        calls
-            .iter()
-            .any(|call| call.outcome.is_granted() && call.role_arn.as_deref().is_some_and(is_of_client))
+        calls.iter().any(|call| call.outcome.is_granted() && call.session_name.as_deref() == Some(&session))
     });
     tokio::time::timeout(PATIENCE, granted).await.context("STS hands out no credentials")?;
-    let begun = connections.of(&world.pods(NAMESPACE), client.name).await?;
-    ensure!(begun != 0, "it had not asked yet when STS handed out its credentials: this shows nothing");
-    Ok(begun)
+    connections.of(&world.pods(NAMESPACE), pod).await
 }
 
 async fn answers(world: &World, client: &'static Client) -> Result<(Uri, Vec<Answer>)> {

@@ -36,7 +36,7 @@ const SETTINGS: [&str; 8] = [
 ];
 
 /// The programs of a cluster, by the fifteen characters that the kernel keeps.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 13] = [
     "etcd",
     "kube-apiserver",
     "kube-controller",
@@ -45,7 +45,11 @@ const PROGRAMS: [&str; 9] = [
     "kube-proxy",
     "containerd",
     "containerd-shim",
+    "runc",
+    "pause",
     "probe",
+    "rolecall-daemon",
+    "rolecall-shim",
 ];
 
 /// Folders in which Kubernetes and containerd leave things.
@@ -172,6 +176,8 @@ impl Snapshot {
                 .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
                 .output()
                 .with_context(|| format!("run {command}"))?;
+            // One that fails each time would find everything as before.
+            ensure!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             // Comments have the time, and chains their counters.
             let text = text.lines().filter(|line| !line.starts_with('#'));

@@ -262,7 +262,10 @@ async fn help(
     let told_all = async {
         end.begun().await;
         // Were they cut off, it would have to make them again, and pods would wait for STS twice.
-        tracing::info!(exchanges = successor.awaited(), "end with the exchanges that the next daemon waits for");
+        tracing::info!(
+            exchanges = successor.awaited(),
+            "end with the exchanges that the next daemon waits for"
+        );
         successor.is_told_all().await;
     };
     let send = async {

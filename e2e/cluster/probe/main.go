@@ -202,8 +202,19 @@ func untilItListens(where string) {
 	if err != nil {
 		fail(err.Error())
 	}
+	// Whoever counts the requests of this pod tells these connections by it: DSCP CS1.
+	mark := func(_, _ string, socket syscall.RawConn) error {
+		var failure error
+		if err := socket.Control(func(fd uintptr) {
+			failure = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, syscall.IP_TOS, 0x20)
+		}); err != nil {
+			return err
+		}
+		return failure
+	}
+	dialer := net.Dialer{Timeout: time.Second, Control: mark}
 	for {
-		connection, err := net.DialTimeout("tcp", net.JoinHostPort(target.Hostname(), "80"), time.Second)
+		connection, err := dialer.Dial("tcp", net.JoinHostPort(target.Hostname(), "80"))
 		if err == nil {
 			_ = connection.Close()
 			return

@@ -1,15 +1,16 @@
 //! The clients: what each one is, and the pod that it runs in.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rolecall_e2e::cluster::{Image, image_root};
 use rolecall_e2e::sdk::Answer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::program::{Program, Uri, folders, probe};
+use super::program::{Program, Uri, outermost, probe};
 
 /// An image without any content of its own: pods of it use this machine's programs.
 const MACHINE: &str = "localhost/machine:1";
@@ -56,6 +57,11 @@ static CLIENTS: [Client; 23] = [
 
 const fn client(name: &'static str, title: &'static str, program: Program) -> Client {
     Client { name, title, uri: program.uri(), keeps_credentials: program.keeps_credentials(), program }
+}
+
+/// The one of that name.
+pub(super) fn named(name: &str) -> Option<&'static Client> {
+    CLIENTS.iter().find(|client| client.name == name)
 }
 
 /// Those that are to be had on this machine.
@@ -107,7 +113,8 @@ pub(crate) enum Start {
 impl Client {
     /// A pod that calls the STS at `endpoint`.
     pub(super) fn pod(&self, name: &str, service_account: &str, endpoint: &str, task: Task) -> Result<Value> {
-        let folders = folders()?;
+        let folders = self.folders(task)?;
+        let folders = outermost(&folders);
         let volumes: Vec<Value> = folders
             .iter()
             .enumerate()
@@ -148,10 +155,21 @@ impl Client {
                     "command": command,
                     "env": variables,
                     "volumeMounts": mounts,
+                    // Without any, whatever else the machine does could keep it from running for a second.
+                    "resources": {"requests": {"cpu": "50m"}},
                 }],
                 "volumes": volumes,
             },
         }))
+    }
+
+    /// What its pod sees of this machine.
+    fn folders(&self, task: Task) -> Result<BTreeSet<PathBuf>> {
+        let mut folders = self.program.folders()?;
+        if let Task::Call(Start::OnceItListens) = task {
+            folders.insert(probe()?.parent().context("the probe is in a folder")?.to_owned());
+        }
+        Ok(folders)
     }
 
     /// The program and its arguments.

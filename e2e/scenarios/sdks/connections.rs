@@ -10,13 +10,14 @@ use crate::world::World;
 const TABLE: &str = "rolecall-e2e-connections";
 
 /// By the pod's address, each connection's first packet, before it can be dropped. A packet that is sent again
-/// counts again; within a node none is lost.
+/// counts again; within a node none is lost. What only waits until the daemon listens asks for nothing: `probe listens`
+/// marks its packets.
 const RULES: &str = r#"
 table ip rolecall-e2e-connections {
 	set begun { type ipv4_addr; size 65535; flags dynamic; }
 	chain arriving {
 		type filter hook prerouting priority -400;
-		ip daddr { 169.254.170.2, 169.254.170.23 } tcp dport 80 tcp flags & (syn | ack) == syn update @begun { ip saddr counter }
+		ip daddr { 169.254.170.2, 169.254.170.23 } ip dscp != cs1 tcp dport 80 tcp flags & (syn | ack) == syn update @begun { ip saddr counter }
 	}
 }
 "#;
@@ -37,13 +38,16 @@ impl<'a> Connections<'a> {
 
     /// How many connections the pod has begun by now.
     pub(super) async fn of(&self, pods: &Pods, name: &str) -> Result<u64> {
+        let list = ["nft", "--json", "list", "set", "ip", TABLE, "begun"];
+        // Before anything else: what is begun while the API server answers is begun later than now.
+        let lists: Vec<String> = tokio::task::block_in_place(|| {
+            self.nodes.iter().map(|node| node.run(list)).collect::<Result<_>>()
+        })?;
         let address = address(&pods.api().get(name).await?)?;
         let mut connections = 0;
-        for node in self.nodes {
-            let list = ["nft", "--json", "list", "set", "ip", TABLE, "begun"];
-            let listed = tokio::task::block_in_place(|| node.run(list))?;
+        for list in lists {
             connections +=
-                packets(&serde_json::from_str(&listed)?, &address).context("read what nft counts")?;
+                packets(&serde_json::from_str(&list)?, &address).context("read what nft counts")?;
         }
         Ok(connections)
     }

@@ -1,5 +1,6 @@
 //! The programs of the clients: how each is run, what it needs of this machine, and which version it is.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -208,6 +209,32 @@ impl Program {
         }
     }
 
+    /// What it needs of this machine.
+    pub(super) fn folders(self) -> Result<BTreeSet<PathBuf>> {
+        let mut folders: BTreeSet<PathBuf> =
+            ["/usr", "/etc/alternatives", "/etc/ssl"].into_iter().map(PathBuf::from).collect();
+        folders.extend(self.packages()?.map(|(_, folder)| folder));
+        folders.extend(match self {
+            Self::Boto3 | Self::OldBoto3 | Self::Aiobotocore | Self::Arrow | Self::CommonRuntime => {
+                [python()?, vec![sources()]].concat()
+            }
+            Self::AwsCli | Self::OldAwsCli => python()?,
+            Self::DebianAwsCli => vec![],
+            Self::JavaScript | Self::OldJavaScript | Self::JavaScriptV2 | Self::DebianRuby => vec![sources()],
+            Self::Go | Self::OldGo | Self::GoV1 | Self::OldGoV1 => vec![tool("sdk-go")?],
+            Self::Java | Self::OldJava | Self::JavaV1 | Self::Kotlin => {
+                [settings_of_java()?, vec![tool("sdk-java")?]].concat()
+            }
+            Self::Rust => vec![rust_client()?.parent().context("the client is in a folder")?.to_owned()],
+            Self::ObjectStore => vec![tool("sdk-object-store")?],
+            // Debian's PHP has its extensions listed there.
+            Self::DebianPhp => vec![sources(), PathBuf::from("/etc/php")],
+        });
+        // Others than Debian have their own.
+        folders.retain(|folder| folder.exists());
+        Ok(folders)
+    }
+
     /// The version that is run.
     pub(super) fn version(self) -> Result<String> {
         let python = |file: &str, name: &str| pinned(file, &format!("{name}=="), ' ');
@@ -259,51 +286,39 @@ impl Program {
     }
 }
 
-/// What the pods see of this machine.
-pub(super) fn folders() -> Result<Vec<PathBuf>> {
-    let python = tool("python")?.canonicalize()?;
-    let python = python.parent().and_then(Path::parent).context("python is in a folder")?;
-    let rust = rust_client()?;
-    let mut folders = vec![
-        PathBuf::from("/usr"),
-        PathBuf::from("/etc/alternatives"),
-        PathBuf::from("/etc/ssl"),
-        // Debian's PHP has its extensions listed there.
-        PathBuf::from("/etc/php"),
-        sources(),
-        tool("python")?.parent().and_then(Path::parent).context("python is in a folder")?.to_owned(),
-        python.to_owned(),
-        tool("node")?.parent().context("the packages are in a folder")?.to_owned(),
-        tool("sdk-go")?,
-        tool("sdk-java")?,
-        tool("sdk-node")?.parent().context("the packages are in a folder")?.to_owned(),
-        tool("sdk-python")?,
-        tool("sdk-object-store")?,
-        tool("probe")?,
-        rust.parent().context("the client is in a folder")?.to_owned(),
-    ];
-    // Debian's Java has its settings there.
+/// The program that waits in a client's container until the daemon listens.
+pub(super) fn probe() -> Result<PathBuf> {
+    Ok(tool("probe")?.join("probe"))
+}
+
+/// Those that lie within none of the others.
+pub(super) fn outermost(folders: &BTreeSet<PathBuf>) -> Vec<&PathBuf> {
+    let is_within = |folder: &PathBuf| folder.ancestors().skip(1).any(|above| folders.contains(above));
+    folders.iter().filter(|folder| !is_within(folder)).collect()
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk")
+}
+
+/// The virtual environment, and the interpreter that it was made of.
+fn python() -> Result<Vec<PathBuf>> {
+    let program = tool("python")?;
+    let prefix = |program: &Path| Some(program.parent()?.parent()?.to_owned());
+    let folders = [prefix(&program), prefix(&program.canonicalize()?)];
+    folders.into_iter().collect::<Option<_>>().context("python is in a folder")
+}
+
+/// Debian's Java has its settings there.
+fn settings_of_java() -> Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
     for entry in std::fs::read_dir("/etc")? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with("java-") {
             folders.push(entry.path());
         }
     }
-    folders.retain(|folder| folder.exists());
-    // What lies within another of them is there already.
-    let all = folders.clone();
-    folders.retain(|folder| !all.iter().any(|other| folder != other && folder.starts_with(other)));
-    folders.dedup();
     Ok(folders)
-}
-
-/// The program that waits in a client's container until the daemon listens.
-pub(super) fn probe() -> Result<PathBuf> {
-    Ok(tool("probe")?.join("probe"))
-}
-
-fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk")
 }
 
 /// It is built with this program, and lies beside it.
@@ -334,6 +349,19 @@ fn after<'a>(text: &'a str, start: &str, end: char) -> Result<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::super::client;
+    use super::*;
+
+    #[track_caller]
+    fn check_outermost(folders: &[&str], expect: &[&str]) {
+        let folders = folders.iter().map(PathBuf::from).collect();
+        assert_eq!(outermost(&folders), expect.iter().map(Path::new).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_folder_within_another_is_there_with_it() {
+        check_outermost(&["/usr", "/root/sdk", "/usr", "/usr/lib/sdk"], &["/root/sdk", "/usr"]);
+        check_outermost(&["/usr", "/usr-local"], &["/usr", "/usr-local"]);
+    }
 
     #[test]
     fn every_version_that_is_pinned_here_is_found() {

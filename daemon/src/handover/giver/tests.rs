@@ -129,7 +129,7 @@ async fn heard_until_the_end(exchanges_out: usize) -> Vec<Message> {
     let origin = origin();
     let ending = async {
         if 0 < exchanges_out {
-            tokio::time::sleep(Duration::from_secs(20)).await;
+            sleep(Duration::from_secs(20)).await;
             credentials::Counterpart::ended(&successor, &key(), None);
         }
     };

@@ -1,30 +1,19 @@
 //! What the programs of a node are told.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use crate::cluster::underlay::Addresses;
 use crate::control_plane::Component;
-
-/// Where distributions put the network plug-ins.
-const CNI_PLUGINS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
-
-/// The folder of the network plug-ins on this machine.
-fn cni_plugins() -> Result<PathBuf> {
-    CNI_PLUGINS
-        .map(PathBuf::from)
-        .into_iter()
-        .find(|folder| folder.join("host-local").exists())
-        .context("the network plug-ins are missing (Debian: apt install containernetworking-plugins)")
-}
+use crate::tools;
 
 /// containerd's configuration, in TOML.
 pub(super) fn containerd(folder: &Path, pause: &str) -> Result<String> {
     let networks = folder.join("cni");
     let networks = networks.display();
-    let plugins = cni_plugins()?;
+    let plugins = tools::path("cni")?;
     let plugins = plugins.display();
     Ok(format!(
         r#"version = 3
