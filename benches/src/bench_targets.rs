@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::report::{Goal, Report, Subject, table};
+use crate::report::{Goal, Report, Subject, Verdict, table};
 
 /// What the shim may take for a decision, in nanoseconds.
 const GOAL_REVIEW: f64 = 1e6;
@@ -40,7 +40,7 @@ pub(crate) fn micro(report: &mut Report) -> Result<()> {
             goal: "under 1 ms".to_owned(),
             figure: shown(estimate.median),
             spread: format!("{}–{}", shown(estimate.interval.0), shown(estimate.interval.1)),
-            is_met: estimate.median < GOAL_REVIEW,
+            verdict: Verdict::of(estimate.median < GOAL_REVIEW),
         });
     }
     let rows: Vec<_> = estimates
@@ -76,7 +76,7 @@ pub(crate) fn day(report: &mut Report) -> Result<()> {
         goal: format!("at most {GOAL_DAY:.0} MiB"),
         figure: format!("{:+.2} MiB", late - early),
         spread: String::new(),
-        is_met: late - early <= GOAL_DAY && pods * 40.0 <= renewals,
+        verdict: Verdict::of(late - early <= GOAL_DAY && pods * 40.0 <= renewals),
     });
     report.section(
         "day: memory over a day's renewals",

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-/// Instructions by the part of the program that they are in, calls not included.
+/// Flags for the tool: who called a function is a part of its name, as far up as may be needed to find a caller that
+/// has a part of its own.
+pub(crate) const FLAGS: [&str; 2] = ["--tool=callgrind", "--separate-callers=10"];
+
+/// Instructions by the part of the program that they are for, calls not included.
 pub(crate) type Parts = BTreeMap<String, u64>;
 
 /// Sums up a file of callgrind's (<https://valgrind.org/docs/manual/cl-format.html>).
@@ -13,7 +17,7 @@ pub(crate) fn parts(text: &str) -> Parts {
     let mut is_cost_of_call = false;
     for line in text.lines() {
         if let Some(function) = line.strip_prefix("fn=") {
-            part = part_of(resolve(&mut names, function));
+            part = part_of_call(resolve(&mut names, function));
         } else if let Some(function) = line.strip_prefix("cfn=") {
             // A name is given once, wherever it comes first.
             resolve(&mut names, function);
@@ -43,8 +47,16 @@ fn resolve<'a>(names: &mut BTreeMap<&'a str, &'a str>, function: &'a str) -> &'a
 /// The part that callgrind overstates: valgrind does not offer the processor's SHA instructions to a program.
 pub(crate) const SHA_256: &str = "AWS-LC: SHA-256";
 
+/// The first part that is somebody's of a function and its callers, `callee'caller'its caller`: what the library does
+/// is done for whoever called it. Where none is, that of the function itself.
+fn part_of_call(function: &str) -> String {
+    let mut frames = function.split('\'').map(part_of);
+    let own = frames.clone().find(|part| part != "std" && !part.starts_with("libc"));
+    own.or_else(|| frames.next()).unwrap_or_default()
+}
+
 /// Crates whose functions do something for another one, which their type parameters name.
-const GENERIC: [&str; 5] = ["core", "alloc", "std", "hashbrown", "futures_util"];
+const GENERIC: [&str; 6] = ["core", "alloc", "std", "__rustc", "hashbrown", "futures_util"];
 
 /// The crate that a function is of, and for the daemon's own its module.
 pub(crate) fn part_of(function: &str) -> String {
@@ -106,6 +118,22 @@ mod tests {
                     calls=3 0\n13 900\n+2 4\n\nfn=(2)\n0 700\n* 200\n";
         let expect = [("hyper".to_owned(), 34), ("libc: memory allocation".to_owned(), 900)];
         assert_eq!(parts(text), Parts::from(expect));
+    }
+
+    #[test]
+    fn what_the_library_does_is_of_its_first_caller_that_is_somebody() {
+        for (function, part) in [
+            (
+                "_int_malloc'malloc'alloc::raw_vec::RawVecInner<A>::reserve'hyper::proto::h1::role::encode",
+                "hyper",
+            ),
+            ("hyper::proto::h1::role::encode'tokio::runtime::task::raw::poll", "hyper"),
+            ("__memcpy_avx_unaligned'2'tokio::io::poll_evented::read'2", "tokio"),
+            ("_int_free'free'start_thread'clone3", "libc: memory allocation"),
+            ("core::fmt::write'(below main)", "std"),
+        ] {
+            assert_eq!(part_of_call(function), part, "{function}");
+        }
     }
 
     #[test]

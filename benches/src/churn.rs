@@ -14,7 +14,7 @@ use crate::{
     network::pod_address,
     node::{self, Node},
     plot::{Plot, Series},
-    report::{Goal, Report, Subject, table},
+    report::{Goal, Report, Subject, Verdict, table},
     spread::sorted,
 };
 
@@ -60,7 +60,7 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
         goal: "none".to_owned(),
         figure: format!("{failures} of {}", PODS * LATENCIES.len()),
         spread: String::new(),
-        is_met: failures == 0,
+        verdict: Verdict::of(failures == 0),
     });
     let head = ["STS, s", "pods", "failed", "median wait, s", "95 %, s", "longest, s", "first failure"];
     report.section(

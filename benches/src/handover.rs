@@ -22,7 +22,7 @@ use crate::{
     client::{self, Asker},
     node::{LIMIT, Node, Token},
     process::Daemon,
-    report::{Goal, Report, Subject, table},
+    report::{Goal, Report, Subject, Verdict, table},
     spread::Spread,
 };
 
@@ -178,7 +178,7 @@ fn goals(figures: &Figures) -> [Goal; 3] {
         goal: goal.to_owned(),
         figure,
         spread,
-        is_met,
+        verdict: Verdict::of(is_met),
     };
     [
         goal(
@@ -304,7 +304,7 @@ mod tests {
     #[track_caller]
     fn check(serving: f64, before: Seen, across: Seen, exchanges: usize, expect: [bool; 3]) {
         let rounds = vec![Round { ready: 0.01, serving, before, across }];
-        assert_eq!(goals(&Figures { rounds, exchanges }).map(|goal| goal.is_met), expect);
+        assert_eq!(goals(&Figures { rounds, exchanges }).map(|goal| goal.verdict == Verdict::Met), expect);
     }
 
     #[test]

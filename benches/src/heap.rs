@@ -9,10 +9,13 @@ use tokio::{task::JoinSet, time::sleep};
 use crate::{
     client,
     massif::{self, Parts},
+    memory::REST,
     node::{self, LIMIT, Node, Token},
-    report::{Report, Subject, table},
+    report::{Report, table},
     valgrind::{self, Valgrind},
 };
+
+pub(crate) const TITLE: &str = "heap: who asked for it";
 
 /// Pods that are warm.
 const WARM: usize = 250;
@@ -27,14 +30,15 @@ const SHOWN: usize = 12;
 
 /// Says what warm pods and waiting requests keep on the heap.
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
-    let title = "heap: who asked for it";
     let Some(valgrind) = Valgrind::new(&massif::FLAGS)? else {
-        report.section(title, valgrind::MISSING.to_owned());
+        report.section(TITLE, valgrind::MISSING.to_owned());
         return Ok(());
     };
     let mut node = Node::start(&[], &valgrind.wrapper("--massif-out-file=", "massif")).await?;
     let none = snapshot(&valgrind, &node, "none").await?;
     node.add_pods(WARM).await?;
+    // The connections to STS of the burst have ended then.
+    sleep(REST).await;
     let warm = snapshot(&valgrind, &node, "warm").await?;
 
     node.world.sts.set_behavior(Behavior::slow(Duration::from_secs(15)));
@@ -62,17 +66,12 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let total = split("KiB in all", &Parts::new(), &warm, 1);
     let each_pod = split("bytes a pod", &none, &warm, WARM);
     let each_request = split("bytes a request", &before, &during, WAITING);
-    report
-        .profile(Subject::WarmMemory, format!("Who asked for the heap of {WARM} pods (massif):\n\n{total}"));
-    report.profile(
-        Subject::WaitingRequests,
-        format!("Who asked for the heap of a waiting request (massif):\n\n{each_request}"),
-    );
     report.section(
-        title,
+        TITLE,
         format!(
             "Bytes that were asked for; what the allocator adds, and pages that are only touched in part, are not in it.\n\n\
-             With {WARM} warm pods:\n\n{total}\nOf that, each pod's:\n\n{each_pod}\nA request that waits for STS:\n\n{each_request}"
+             With {WARM} warm pods at rest, {} s after the last exchange:\n\n{total}\nOf that, each pod's:\n\n{each_pod}\nA request that waits for STS:\n\n{each_request}",
+            REST.as_secs()
         ),
     );
     Ok(())

@@ -9,9 +9,12 @@ use crate::{
     client::{self, Asker},
     node::{Node, Token},
     process::{self, Process, Wrapper},
-    report::{Report, Subject, table},
+    report::{self, Report, Subject, table},
     valgrind::{self, Valgrind},
+    warm::{Both, Instructions, Kind},
 };
+
+const TITLE: &str = "instructions: what a warm request costs in user space";
 
 /// Requests that are counted together.
 const REQUESTS: u64 = 1000;
@@ -21,9 +24,8 @@ const SHOWN: usize = 16;
 
 /// Counts for the floor and for the daemon.
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
-    let title = "instructions: what a warm request costs in user space";
-    let Some(valgrind) = Valgrind::new(&["--tool=callgrind"])? else {
-        report.section(title, valgrind::MISSING.to_owned());
+    let Some(valgrind) = Valgrind::new(&callgrind::FLAGS)? else {
+        report.section(TITLE, valgrind::MISSING.to_owned());
         return Ok(());
     };
     let counter = Counter(valgrind);
@@ -33,38 +35,49 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let asker = node.asker(0, Token::Sent)?;
     let (floor, floor_address) = process::start_floor(client::body(&answer)?, &counter.wrapper("floor"))?;
     let mut tables = String::new();
-    for (kind, reuse) in [("on a connection that is kept alive", true), ("on a connection of its own", false)]
-    {
+    for kind in Kind::ALL {
+        let reuse = kind == Kind::KeptAlive;
         let floor = counter.count("floor", &floor, floor_address, &asker, reuse).await?;
         let daemon = &node.daemon;
         let daemon = counter.count("daemon", &daemon.process, daemon.address, &asker, reuse).await?;
-        tables += &format!("A request {kind}: {}\n\n{}\n", totals(&floor, &daemon), split(&floor, &daemon));
+        let count = Both { floor: total(&floor), daemon: total(&daemon) };
+        report.warm.instructions.push(Instructions { kind, count });
+        let (request, totals) = (kind.of_request(), totals(count, daemon.get(SHA_256).copied()));
+        tables += &format!("{request}: {totals}\n\n{}\n", split(&floor, &daemon));
     }
     node.daemon.process.end()?;
     floor.end()?;
     tables += &format!(
-        "Both get the same request of {} bytes, the token in it, {REQUESTS} times. \
-         The kernel's part, which is larger, is not in it; `serve` has the processor time of both.\n\
-         Valgrind does not offer the processor's SHA instructions to a program, so what is counted for SHA-256 is not what the daemon spends: \
-         where the processor has them, all of it takes about a microsecond, as `caller` shows for a token that was proven before.\n",
+        "Both get the same request of {} bytes, the token in it, {REQUESTS} times, from 1 pod on 1 connection at a time. \
+         What the standard library and libc do, allocation too, counts for the first caller that is somebody. \
+         The kernel's part, which is larger, is not in it; `serve` has the processor time of both.\n",
         asker.request.len()
     );
-    report.profile(Subject::WarmRequests, format!("Where its instructions are (callgrind):\n\n{tables}"));
-    report.section(title, tables);
+    report.profile(
+        Subject::WarmRequests,
+        format!("Where its instructions are, by who caused them, is in {}.\n", report::link(TITLE)),
+    );
+    report.section(TITLE, tables);
     Ok(())
 }
 
-/// Instructions of both, with and without the part that is overstated.
-fn totals(floor: &Parts, daemon: &Parts) -> String {
-    let sum = |parts: &Parts| parts.values().sum::<u64>();
-    let (of_floor, of_daemon) = (sum(floor), sum(daemon));
-    let proper = of_daemon - daemon.get(SHA_256).copied().unwrap_or_default();
-    let times = |of_daemon: u64| of_daemon as f64 / of_floor as f64;
-    format!(
-        "floor {of_floor}, daemon {of_daemon} instructions, {:.2} times as many; without SHA-256 {proper}, {:.2} times.",
-        times(of_daemon),
-        times(proper)
-    )
+fn total(parts: &Parts) -> u64 {
+    parts.values().sum()
+}
+
+/// Instructions of both; of the daemon also without what is overstated, if that is any.
+fn totals(count: Both<u64>, sha_256: Option<u64>) -> String {
+    let Both { floor, daemon } = count;
+    let times = |of_daemon: u64| of_daemon as f64 / floor as f64;
+    let text = format!("floor {floor}, daemon {daemon} instructions, {:.2} times as many", times(daemon));
+    match sha_256 {
+        None => format!("{text}."),
+        Some(sha_256) => format!(
+            "{text}; without SHA-256 {}, {:.2} times: valgrind does not offer the processor's own instructions for it.",
+            daemon - sha_256,
+            times(daemon - sha_256)
+        ),
+    }
 }
 
 /// The parts on which the two differ most, and the rest.
@@ -117,5 +130,17 @@ impl Counter {
     fn newest_dump(&self, name: &str) -> Result<PathBuf> {
         let dumps = (1..).map(|number| self.0.path(&format!("{name}.{number}")));
         dumps.take_while(|path| path.exists()).last().context("callgrind has dumped nothing")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sha_256_is_told_of_only_where_there_is_some() {
+        let count = Both { floor: 1000, daemon: 1500 };
+        assert_eq!(totals(count, None), "floor 1000, daemon 1500 instructions, 1.50 times as many.");
+        assert!(totals(count, Some(300)).contains("as many; without SHA-256 1200, 1.20 times: "));
     }
 }

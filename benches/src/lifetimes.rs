@@ -7,14 +7,16 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     client,
-    memory::{MIB, own_memory},
+    memory::{MIB, PROGRAM, own_memory},
     network::pod_address,
     node::{self, LIMIT, Node},
     plot::{Plot, Series},
-    report::{Goal, Report, Subject, table},
+    report::{self, Goal, Report, Subject, Verdict, table},
     smaps::{self, Part, Parts},
     spread::Spread,
 };
+
+const TITLE: &str = "lifetimes: memory while pods come and go";
 
 /// Pods at a time, and in all.
 const LANES: usize = 200;
@@ -48,10 +50,8 @@ struct Figures {
 pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let figures = measure(lives()?).await?;
     report.goal(goal(&figures));
-    let split = split(&figures);
-    report
-        .profile(Subject::Growth, format!("What grew over pod lifetimes (`/proc/<pid>/smaps`):\n\n{split}"));
-    report.section("lifetimes: memory while pods come and go", section(&figures));
+    report.profile(Subject::Growth, format!("What grew over pod lifetimes is in {}.\n", report::link(TITLE)));
+    report.section(TITLE, section(&figures));
     let series = vec![Series { name: "own memory", points: figures.points }];
     report.plot(
         "lifetimes.svg",
@@ -108,7 +108,7 @@ async fn measure(lives: usize) -> Result<Figures> {
     drop(ended);
     let (mut done, mut points) = (0, Vec::new());
     let each = (lives / POINTS).max(1);
-    let read = || smaps::read(node.daemon.process.id(), "rolecall-daemon");
+    let read = || smaps::read(node.daemon.process.id(), PROGRAM);
     let mut early = Parts::new();
     while endings.recv().await.is_some() {
         done += 1;
@@ -134,7 +134,7 @@ fn goal(figures: &Figures) -> Goal {
         goal: format!("at most {GOAL_GROWTH:.0} MiB"),
         figure: format!("{growth:+.2} MiB"),
         spread: String::new(),
-        is_met: growth <= GOAL_GROWTH,
+        verdict: Verdict::of(growth <= GOAL_GROWTH),
     }
 }
 
@@ -155,13 +155,15 @@ fn section(figures: &Figures) -> String {
     format!(
         "{LANES} pods at a time come, are served and go, {} in all, each with a name, a uid and a token of its own: more than a node sees in months.\n\
          Own memory (`RssAnon`) was {:.2} MiB in the third tenth ({}) and {:.2} MiB in the last ({}). \
-         By the third everything is full that the daemon remembers of pods that have left, which are 4096 at the most.\n\n\
+         By the third everything is full that the daemon remembers of pods that have left, which are 4096 at the most. \
+         The daemon runs with `--log-level=warn`.\n\n{}\n\
          ![own memory over pod lifetimes](lifetimes.svg)\n",
         figures.lives,
         early.median,
         early.all(2),
         late.median,
-        late.all(2)
+        late.all(2),
+        split(figures)
     )
 }
 
@@ -171,17 +173,17 @@ mod tests {
 
     /// Checks what is said of memory that is `at` a share of all lives.
     #[track_caller]
-    fn check(at: impl Fn(f64) -> f64, figure: &str, is_met: bool) {
+    fn check(at: impl Fn(f64) -> f64, figure: &str, expect: Verdict) {
         let points = (1..=POINTS).map(|point| (point as f64, at(point as f64 / POINTS as f64))).collect();
         let goal = goal(&Figures { lives: POINTS, points, early: Parts::new(), late: Parts::new() });
-        assert_eq!((goal.figure.as_str(), goal.is_met), (figure, is_met));
+        assert_eq!((goal.figure.as_str(), goal.verdict), (figure, expect));
     }
 
     #[test]
     fn what_is_full_by_the_third_tenth_is_no_growth() {
-        check(|share| 8.0 + 5.0 * (share / 0.2).min(1.0), "+0.00 MiB", true);
-        check(|share| 8.0 + 2.0 * share, "+1.40 MiB", false);
-        check(|share| 8.0 + share, "+0.70 MiB", true);
-        check(|share| 8.0 - share, "-0.70 MiB", true);
+        check(|share| 8.0 + 5.0 * (share / 0.2).min(1.0), "+0.00 MiB", Verdict::Met);
+        check(|share| 8.0 + 2.0 * share, "+1.40 MiB", Verdict::NotMet);
+        check(|share| 8.0 + share, "+0.70 MiB", Verdict::Met);
+        check(|share| 8.0 - share, "-0.70 MiB", Verdict::Met);
     }
 }

@@ -5,12 +5,14 @@ mod bench_targets;
 mod callgrind;
 mod churn;
 mod client;
+mod code;
 mod cold;
 mod floor;
 mod handover;
 mod heap;
 mod instructions;
 mod lifetimes;
+mod machine;
 mod massif;
 mod memory;
 mod network;
@@ -24,6 +26,8 @@ mod spread;
 mod start;
 mod sts;
 mod valgrind;
+mod waiting;
+mod warm;
 
 use std::{env, path::PathBuf, time::Instant};
 
@@ -117,7 +121,10 @@ async fn run(benchmark: Benchmark, report: &mut Report) -> Result<()> {
         Benchmark::Start => start::run(report).await,
         Benchmark::Handover => handover::run(report).await,
         Benchmark::Churn => churn::run(report).await,
-        Benchmark::Memory => memory::run(report).await,
+        Benchmark::Memory => {
+            memory::run(report).await?;
+            waiting::run(report).await
+        }
         Benchmark::Heap => heap::run(report).await,
         Benchmark::Lifetimes => lifetimes::run(report).await,
         Benchmark::Day => bench_targets::day(report),

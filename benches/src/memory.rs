@@ -1,21 +1,23 @@
-//! What the daemon's memory is and consists of, and what a pod and a waiting request cost.
+//! What the daemon's memory is and consists of, and what a pod costs.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use rolecall_sandbox::Behavior;
-use tokio::{task::JoinSet, time::sleep};
+use anyhow::Result;
+use tokio::time::sleep;
 
 use crate::{
-    client,
-    node::{self, LIMIT, Node, Token},
+    code::{self, Code},
+    heap,
+    node::Node,
     process::Process,
-    report::{Goal, Report, Subject, table},
+    report::{self, Goal, Report, Subject, Verdict, table},
     smaps::{self, Part, Parts},
     spread::Spread,
 };
 
 pub(crate) const MIB: f64 = 1024.0 * 1024.0;
+
+const TITLE: &str = "memory: what pods cost";
 
 /// Pods on the node when its memory is read.
 const STEPS: [usize; 4] = [0, 250, 500, 1000];
@@ -23,52 +25,62 @@ const STEPS: [usize; 4] = [0, 250, 500, 1000];
 /// Of these, which the goal is about.
 const WARM: usize = 250;
 
+/// After the last exchange: connections of pods have ended by then, and those to STS have not.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// After the last exchange: those to STS have ended too, which the daemon keeps for 15 s.
+pub(crate) const REST: Duration = Duration::from_secs(17);
+
 /// Daemons whose memory is read: where threads happen to run moves it a little.
 const DAEMONS: usize = 3;
+
+/// What the daemon's program is called.
+pub(crate) const PROGRAM: &str = "rolecall-daemon";
 
 const GOAL_WARM: f64 = 20.0;
 const GOAL_POD_KIB: f64 = 16.0;
 
-/// Requests that wait together, and of how many pods: as many as get their exchanges within four seconds.
-const WAITING: usize = 1000;
-const WAITING_PODS: usize = 50;
-const GOAL_WAITING: f64 = 10.0;
-
-/// How long the processor time of waiting requests is measured.
-const WATCHED: Duration = Duration::from_secs(3);
-
-/// Memory with more and more warm pods, and of requests that wait.
-pub(crate) async fn run(report: &mut Report) -> Result<()> {
-    let mut steps = STEPS.map(|_| Vec::new());
-    for _ in 0..DAEMONS {
-        let mut node = Node::start(&[], &Vec::new()).await?;
-        for (pods, read) in STEPS.into_iter().zip(&mut steps) {
-            node.add_pods(pods).await?;
-            settle().await;
-            read.push(Memory::of(&node.daemon.process)?);
-        }
-    }
-    warm(report, &steps);
-    waiting(report).await
+/// What was read of all daemons.
+#[derive(Default)]
+struct Figures {
+    /// Of each step, soon after its pods were answered.
+    steps: [Vec<Memory>; STEPS.len()],
+    /// Of the pods that the goal is about, at rest.
+    at_rest: Vec<Memory>,
+    /// Of the last daemon.
+    code: Option<Code>,
 }
 
 /// One reading, in bytes.
-struct Memory {
+pub(crate) struct Memory {
     resident: u64,
-    own: u64,
+    pub(crate) own: u64,
     parts: Parts,
 }
 
+/// Memory with more and more warm pods.
+pub(crate) async fn run(report: &mut Report) -> Result<()> {
+    let figures = measure().await?;
+    for goal in goals(&figures) {
+        report.goal(goal);
+    }
+    if let Some(code) = figures.code {
+        report.profile(Subject::WarmMemory, explanation(code));
+    }
+    report.section(TITLE, section(&figures));
+    Ok(())
+}
+
 impl Memory {
-    fn of(process: &Process) -> Result<Self> {
+    pub(crate) fn of(process: &Process) -> Result<Self> {
         Ok(Self {
             resident: process.resident_memory()?,
             own: process.anonymous_memory()?,
-            parts: smaps::read(process.id(), "rolecall-daemon")?,
+            parts: smaps::read(process.id(), PROGRAM)?,
         })
     }
 
-    fn part(&self, part: Part) -> u64 {
+    pub(crate) fn part(&self, part: Part) -> u64 {
         self.parts.get(&part).copied().unwrap_or_default()
     }
 }
@@ -78,128 +90,131 @@ pub(crate) fn own_memory(process: &Process) -> Result<f64> {
     Ok(process.anonymous_memory()? as f64 / MIB)
 }
 
-fn warm(report: &mut Report, steps: &[Vec<Memory>; STEPS.len()]) {
-    let of = |step: usize, what: &dyn Fn(&Memory) -> u64| {
-        Spread::of(steps[step].iter().map(|memory| what(memory) as f64 / MIB))
-    };
-    let at_goal = STEPS.iter().position(|pods| *pods == WARM).unwrap_or_default();
-    let last = STEPS.len() - 1;
-    let resident = of(at_goal, &|memory| memory.resident);
-    report.goal(Goal {
-        subject: Subject::WarmMemory,
-        what: format!("resident memory with {WARM} warm pods"),
-        goal: format!("{GOAL_WARM:.0} MiB"),
-        figure: format!("{:.1} MiB", resident.median),
-        spread: resident.all(1),
-        is_met: resident.median <= GOAL_WARM,
-    });
-    let grown = steps[last]
-        .iter()
-        .zip(&steps[at_goal])
-        .map(|(most, fewer)| (most.own as f64 - fewer.own as f64) / 1024.0 / (STEPS[last] - WARM) as f64);
-    let each = Spread::of(grown);
-    report.goal(Goal {
-        subject: Subject::WarmMemory,
-        what: "memory of one more pod".to_owned(),
-        goal: format!("{GOAL_POD_KIB:.0} KiB"),
-        figure: format!("{:.1} KiB", each.median),
-        spread: each.all(1),
-        is_met: each.median <= GOAL_POD_KIB,
-    });
-    let rows = (0..STEPS.len()).map(|step| {
-        let resident = of(step, &|memory| memory.resident);
-        let own = of(step, &|memory| memory.own);
-        let heap = of(step, &|memory| memory.part(Part::Heap));
+async fn measure() -> Result<Figures> {
+    let mut figures = Figures::default();
+    for _ in 0..DAEMONS {
+        let mut node = Node::start(&[], &Vec::new()).await?;
+        for (pods, read) in STEPS.into_iter().zip(&mut figures.steps) {
+            node.add_pods(pods).await?;
+            sleep(SETTLED).await;
+            let process = &node.daemon.process;
+            read.push(Memory::of(process)?);
+            if pods == WARM {
+                sleep(REST - SETTLED).await;
+                figures.at_rest.push(Memory::of(process)?);
+                figures.code = Some(code::read(process.id(), PROGRAM)?);
+            }
+        }
+    }
+    Ok(figures)
+}
+
+impl Figures {
+    fn of_warm(&self) -> &[Memory] {
+        STEPS.iter().zip(&self.steps).find(|(pods, _)| **pods == WARM).map_or(&[], |(_, read)| read)
+    }
+
+    /// What one more pod adds, in KiB, between two readings that are as soon after a burst of exchanges: the
+    /// connections to STS, of which there are not more for more pods, are in both.
+    fn of_one_more(&self) -> Spread {
+        let last = STEPS.len() - 1;
+        let more = (STEPS[last] - WARM) as f64;
+        let grown = self.steps[last].iter().zip(self.of_warm());
+        Spread::of(grown.map(|(most, fewer)| (most.own as f64 - fewer.own as f64) / 1024.0 / more))
+    }
+}
+
+fn mib(readings: &[Memory], of: impl Fn(&Memory) -> u64) -> Spread {
+    Spread::of(readings.iter().map(|memory| of(memory) as f64 / MIB))
+}
+
+fn goals(figures: &Figures) -> [Goal; 2] {
+    let resident = mib(&figures.at_rest, |memory| memory.resident);
+    let each = figures.of_one_more();
+    [
+        Goal {
+            subject: Subject::WarmMemory,
+            what: format!("resident memory with {WARM} warm pods at rest"),
+            goal: format!("{GOAL_WARM:.0} MiB"),
+            figure: format!("{:.1} MiB", resident.median),
+            spread: resident.all(1),
+            verdict: Verdict::of(resident.median <= GOAL_WARM),
+        },
+        Goal {
+            subject: Subject::WarmMemory,
+            what: "memory of one more pod".to_owned(),
+            goal: format!("{GOAL_POD_KIB:.0} KiB"),
+            figure: format!("{:.1} KiB", each.median),
+            spread: each.all(1),
+            verdict: Verdict::of(each.median <= GOAL_POD_KIB),
+        },
+    ]
+}
+
+fn explanation(code: Code) -> String {
+    format!(
+        "{}\nThe rest of what is resident is in {}, and who asked for the heap in {}. \
+         What was tried to make it less is in [an address remembers its caller](../docs/decisions/0011-warm-path.md).\n",
+        code.told(),
+        report::link(TITLE),
+        report::link(heap::TITLE)
+    )
+}
+
+fn section(figures: &Figures) -> String {
+    let row = |pods: usize, after: Duration, readings: &[Memory]| {
+        let resident = mib(readings, |memory| memory.resident);
         vec![
-            STEPS[step].to_string(),
+            pods.to_string(),
+            after.as_secs().to_string(),
             format!("{:.1}", resident.median),
             resident.all(1),
-            format!("{:.1}", own.median),
-            format!("{:.1}", heap.median),
+            format!("{:.1}", mib(readings, |memory| memory.own).median),
+            format!("{:.1}", mib(readings, |memory| memory.part(Part::Heap)).median),
         ]
-    });
-    let rows: Vec<_> = rows.collect();
-    let shown = |step: usize, part| format!("{:.1}", of(step, &|memory| memory.part(part)).median);
+    };
+    let mut rows = Vec::new();
+    for (pods, readings) in STEPS.into_iter().zip(&figures.steps) {
+        rows.push(row(pods, SETTLED, readings));
+        if pods == WARM {
+            rows.push(row(pods, REST, &figures.at_rest));
+        }
+    }
+    let [none, .., most] = &figures.steps;
+    let of = |readings: &[Memory], part| format!("{:.1}", mib(readings, |memory| memory.part(part)).median);
     let split: Vec<Vec<String>> = Part::ALL
-        .map(|part| vec![part.name().to_owned(), shown(0, part), shown(at_goal, part), shown(last, part)])
+        .map(|part| vec![part.name().to_owned(), of(none, part), of(&figures.at_rest, part), of(most, part)])
         .into();
-    let split = table(&["MiB", "no pod", &format!("{WARM} pods"), &format!("{} pods", STEPS[last])], &split);
-    report.profile(Subject::WarmMemory, format!("What is resident (`/proc/<pid>/smaps`):\n\n{split}"));
-    report.section(
-        "memory: what pods cost",
-        format!(
-            "{}\nMedians of {DAEMONS} daemons. Every pod has been answered once. \
-             Resident memory has the pages of the program itself in it, which come and go with the page cache; own memory (`RssAnon`) has not.\n\n{split}",
-            table(&["warm pods", "resident, MiB", "spread", "own, MiB", "heap, MiB"], &rows)
-        ),
-    );
+    let most = format!("{} pods", STEPS[STEPS.len() - 1]);
+    format!(
+        "{}\nMedians of {DAEMONS} daemons. Every pod has been answered once; the time is since the last of them. \
+         After {} s the daemon still keeps the connections to STS of the burst that has just ended, for 15 s; after {} s it has none, and this is what the goal is about: warm pods at rest. \
+         What one more pod adds is read with those connections on both sides.\n\
+         STS is spoken to without TLS here: what TLS keeps for each connection is in none of this.\n\
+         Resident memory has the pages of the program itself in it, which come and go with the page cache; own memory (`RssAnon`) has not.\n\n\
+         What is resident (`/proc/<pid>/smaps`):\n\n{}",
+        table(&["warm pods", "after, s", "resident, MiB", "spread", "own, MiB", "heap, MiB"], &rows),
+        SETTLED.as_secs(),
+        REST.as_secs(),
+        table(&["MiB", "no pod", &format!("{WARM} pods at rest"), &most], &split)
+    )
 }
 
-/// What so many waiting requests add in memory, and which share of a core they take.
-async fn waiting(report: &mut Report) -> Result<()> {
-    let mut node = Node::start(&[], &Vec::new()).await?;
-    node.world.sts.set_behavior(Behavior::slow(Duration::from_secs(15)));
-    for index in 0..WAITING_PODS {
-        node.pods.push(node.world.pod(node::pod(index))?);
-    }
-    // Every exchange is out, and the second attempts that there are places for: what they cost is not the requests'
-    // cost.
-    node.world.sts.wait_for_requests(WAITING_PODS).await;
-    sleep(Duration::from_secs(4)).await;
-    let process = &node.daemon.process;
-    let before = Memory::of(process)?;
-    let mut asked = JoinSet::new();
-    for request in 0..WAITING {
-        let (server, asker) = (node.daemon.address, node.asker(request % WAITING_PODS, Token::Sent)?);
-        asked.spawn(async move { client::answer(server, &asker, LIMIT).await });
-    }
-    sleep(Duration::from_secs(2)).await;
-    let spent = process.cpu_time()?;
-    sleep(WATCHED).await;
-    let spent = (process.cpu_time()? - spent).total();
-    let during = Memory::of(process)?;
-    while let Some(answer) = asked.join_next().await {
-        answer?.context("a request that waited")?;
-    }
-    let grown = (during.own as f64 - before.own as f64) / MIB;
-    let share = spent.as_secs_f64() / WATCHED.as_secs_f64();
-    report.goal(Goal {
-        subject: Subject::WaitingRequests,
-        what: format!("memory of {WAITING} requests that wait"),
-        goal: format!("{GOAL_WAITING:.0} MiB"),
-        figure: format!("{grown:.1} MiB"),
-        spread: String::new(),
-        is_met: grown <= GOAL_WAITING,
-    });
-    report.goal(Goal {
-        subject: Subject::WaitingRequests,
-        what: format!("processor time of {WAITING} requests that wait"),
-        goal: "5 % of one core".to_owned(),
-        figure: format!("{:.1} %", share * 100.0),
-        spread: String::new(),
-        is_met: share <= 0.05,
-    });
-    let rows: Vec<Vec<String>> = Part::ALL
-        .map(|part| {
-            let (before, during) = (before.part(part) as f64 / MIB, during.part(part) as f64 / MIB);
-            let each = (during - before) * 1024.0 / WAITING as f64;
-            vec![part.name().to_owned(), format!("{before:.1}"), format!("{during:.1}"), format!("{each:.1}")]
-        })
-        .into();
-    let split = table(&["MiB", "before", "while they wait", "KiB each"], &rows);
-    report
-        .profile(Subject::WaitingRequests, format!("Where the memory is (`/proc/<pid>/smaps`):\n\n{split}"));
-    report.section(
-        "waiting: what requests cost that wait for a slow STS",
-        format!(
-            "{WAITING} requests of {WAITING_PODS} pods, each on a connection of its own, wait for an STS that takes 15 s; \
-             all were answered in the end. Each gets a byte every 0.4 s, and {share:.3} of a core was spent on that.\n\n{split}"
-        ),
-    );
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Lets connections end and idle memory be given back.
-async fn settle() {
-    sleep(Duration::from_secs(1)).await;
+    fn memory(kibibytes: u64) -> Memory {
+        let bytes = kibibytes * 1024;
+        Memory { resident: bytes, own: bytes, parts: Parts::new() }
+    }
+
+    #[test]
+    fn what_is_judged_is_memory_at_rest_and_what_is_added_is_read_as_soon_after() {
+        let steps = [10_000, 21_000, 23_000, 28_500].map(|kibibytes| vec![memory(kibibytes)]);
+        let figures = Figures { steps, at_rest: vec![memory(20 * 1024)], code: None };
+        let goals = goals(&figures);
+        assert_eq!(goals.each_ref().map(|goal| goal.figure.as_str()), ["20.0 MiB", "10.0 KiB"]);
+        assert_eq!(goals.map(|goal| goal.verdict), [Verdict::Met, Verdict::Met]);
+    }
 }

@@ -1,6 +1,7 @@
 //! The programs under measurement, each in a process of its own, and what the kernel tells of them.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs,
     io::{BufRead, BufReader},
@@ -24,6 +25,15 @@ use tempfile::TempDir;
 /// Where the daemon serves, as it does on a node.
 pub(crate) const ENDPOINT: &str = "169.254.170.23:80";
 
+/// What is not as it is by default: there is no metadata address to close, and a benchmark's one pod would meet the
+/// limits that a real one keeps to.
+pub(crate) const UNLIKE_DEFAULT: [&str; 4] = [
+    "--metadata-firewall=off",
+    "--max-requests-per-second-per-pod=1000000",
+    "--max-connections-per-pod=1024",
+    "--max-waiting-per-pod=1024",
+];
+
 /// Longer than anything takes that is to come.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -43,6 +53,10 @@ pub(crate) struct CpuTime {
     pub(crate) system: Duration,
 }
 
+/// Nanoseconds on a processor of each thread. A thread that has ended is left out, so this is for differences over
+/// times in which hardly any ends.
+pub(crate) struct OnCpu(BTreeMap<OsString, u64>);
+
 /// The daemon as it ships, on a node of the sandbox.
 pub(crate) struct Daemon {
     pub(crate) process: Process,
@@ -56,8 +70,8 @@ pub(crate) struct Daemon {
 pub(crate) type Wrapper = Vec<OsString>;
 
 impl Daemon {
-    /// Starts it with its defaults but for the metadata firewall, the limits that one busy pod would meet, and
-    /// `flags`, and waits until it is ready.
+    /// Starts it with its defaults but for where things are, [`UNLIKE_DEFAULT`] and `flags`, and waits until it is
+    /// ready.
     pub(crate) fn start(world: &World, flags: &[&str], wrapper: &Wrapper) -> Result<Self> {
         let scratch = tempfile::tempdir()?;
         let kubeconfig = scratch.path().join("kubeconfig");
@@ -72,11 +86,10 @@ impl Daemon {
             .arg("--pods-dir")
             .arg(world.kubelet.path())
             .args(["--sts-endpoint", &world.sts.url()])
-            .args(["--listen", ENDPOINT, "--metadata-firewall=off"])
+            .args(["--listen", ENDPOINT])
             .arg("--admin-socket")
             .arg(&admin)
-            .args(["--max-requests-per-second-per-pod=1000000", "--max-connections-per-pod=1024"])
-            .args(["--max-waiting-per-pod=1024"])
+            .args(UNLIKE_DEFAULT)
             .args(flags)
             .stdout(Stdio::null())
             .stderr(fs::File::create(scratch.path().join("log"))?);
@@ -138,7 +151,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Time on a processor since the start.
+    /// Time on a processor since the start, in ticks of some milliseconds.
     pub(crate) fn cpu_time(&self) -> Result<CpuTime> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         // The fields after the program's name, which may have spaces (proc(5)): 14 and 15 are utime and stime.
@@ -150,6 +163,20 @@ impl Process {
             Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
         };
         Ok(CpuTime { user: time()?, system: time()? })
+    }
+
+    /// Time on a processor to the nanosecond, but not split by what it was for.
+    pub(crate) fn on_cpu(&self) -> Result<OnCpu> {
+        let mut threads = BTreeMap::new();
+        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let thread = thread?;
+            // One that has ended meanwhile has none.
+            let Ok(stat) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+            let on_cpu = stat.split_whitespace().next().context("the form of schedstat")?.parse()?;
+            threads.insert(thread.file_name(), on_cpu);
+        }
+        ensure!(!threads.is_empty(), "the kernel has no /proc/<pid>/task/<tid>/schedstat");
+        Ok(OnCpu(threads))
     }
 
     /// Asks it to end, and waits until it has.
@@ -172,9 +199,11 @@ impl Process {
     }
 }
 
-impl CpuTime {
-    pub(crate) fn total(&self) -> Duration {
-        self.user + self.system
+impl OnCpu {
+    pub(crate) fn since(&self, earlier: &Self) -> Duration {
+        let before = |thread| earlier.0.get(thread).copied().unwrap_or_default();
+        let spent = self.0.iter().map(|(thread, on_cpu)| on_cpu.saturating_sub(before(thread)));
+        Duration::from_nanos(spent.sum())
     }
 }
 
@@ -234,4 +263,19 @@ fn is_ready(admin: &Path) -> bool {
     let asked = stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n");
     let mut reply = String::new();
     asked.and_then(|()| stream.read_to_string(&mut reply)).is_ok() && reply.contains(" 200 ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_come_or_go_take_nothing_from_the_others() {
+        let threads = |threads: &[(&str, u64)]| {
+            OnCpu(threads.iter().map(|(thread, on_cpu)| (OsString::from(thread), *on_cpu)).collect())
+        };
+        let before = threads(&[("1", 500), ("2", 9000)]);
+        let after = threads(&[("1", 700), ("3", 30)]);
+        assert_eq!(after.since(&before), Duration::from_nanos(230));
+    }
 }

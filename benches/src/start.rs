@@ -9,7 +9,7 @@ use tokio::task::{JoinSet, block_in_place};
 use crate::{
     node::{self, Node, STS_BURST},
     process::Daemon,
-    report::{Goal, Report, Subject, table},
+    report::{Goal, Report, Subject, Verdict, table},
     spread::Spread,
     sts::DirectSts,
 };
@@ -44,7 +44,7 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
         goal: "under 1 s".to_owned(),
         figure: format!("{:.3} s", ready.median),
         spread: ready.all(3),
-        is_met: ready.median < 1.0,
+        verdict: Verdict::of(ready.median < 1.0),
     });
     report.goal(Goal {
         subject: Subject::Start,
@@ -52,7 +52,7 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
         goal: "STS's time + 1 s".to_owned(),
         figure: format!("{:+.3} s", beyond.median),
         spread: beyond.all(3),
-        is_met: beyond.median < 1.0,
+        verdict: Verdict::of(beyond.median < 1.0),
     });
     let row =
         |what: &str, seconds: Spread| vec![what.to_owned(), format!("{:.3}", seconds.median), seconds.all(3)];
