@@ -156,10 +156,19 @@ e2e-built: image
 .PHONY: bench
 bench: ## Measure the daemon against the floor and its goals, and write benches/README.md; ONLY=serve runs one part
 	@scripts/tools check cargo cc setpriv
-	@cargo rustc --locked --release -p rolecall-daemon --bin rolecall-daemon -- -C strip=none
+	@deploy/image/compile host rolecall-daemon -- -C strip=none >/dev/null
 	@cargo bench --quiet --locked --no-run -p rolecall-benches --bench micro --bench scaling
 	@cargo rustc --locked --release -p rolecall-benches --bin rolecall-benches -- -C strip=none
 	@$(CARGO_TARGET_DIR)/release/rolecall-benches $(or $(ONLY),--write benches)
+
+# To be done again when a bench shows more of the program's code in memory: what runs has changed.
+.PHONY: link-order
+link-order: ## Write down which of the daemon's functions run, for the linker to lay them near together; needs valgrind
+	@scripts/tools check cargo cc setpriv
+	@cargo rustc --locked --release -p rolecall-daemon --bin rolecall-daemon -- -C strip=none
+	@cargo rustc --locked --release -p rolecall-benches --bin rolecall-benches -- -C strip=none
+	@$(CARGO_TARGET_DIR)/release/rolecall-benches order >$(CARGO_TARGET_DIR)/symbols
+	@deploy/image/cc --list <$(CARGO_TARGET_DIR)/symbols >daemon/link-order.gz
 
 .PHONY: tools
 tools: ## Install what the tests need: kube-apiserver, etcd, the AWS SDKs, moto, and as root nftables and iptables

@@ -34,6 +34,31 @@ pub(crate) fn parts(text: &str) -> Parts {
     parts
 }
 
+/// The functions of `program` that ran, by their names in a file of callgrind's, in its order.
+pub(crate) fn functions<'a>(text: &'a str, program: &str) -> Vec<&'a str> {
+    let (mut names, mut objects) = (BTreeMap::new(), BTreeMap::new());
+    let mut is_of_program = false;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if let Some(object) = line.strip_prefix("ob=") {
+            is_of_program = resolve(&mut objects, object).ends_with(program);
+        } else if let Some(object) = line.strip_prefix("cob=") {
+            // A name is given once, wherever it comes first.
+            resolve(&mut objects, object);
+        } else if let Some(function) = line.strip_prefix("cfn=") {
+            resolve(&mut names, function);
+        } else if let Some(function) = line.strip_prefix("fn=") {
+            let name = resolve(&mut names, function);
+            // One that calls itself is told apart by how deep it is.
+            let name = name.split('\'').next().unwrap_or(name);
+            if is_of_program {
+                found.push(name);
+            }
+        }
+    }
+    found
+}
+
 /// The name of `(7) name` or, later, of `(7)`.
 fn resolve<'a>(names: &mut BTreeMap<&'a str, &'a str>, function: &'a str) -> &'a str {
     let (id, name) = function.split_once(' ').unwrap_or((function, ""));
@@ -118,6 +143,13 @@ mod tests {
                     calls=3 0\n13 900\n+2 4\n\nfn=(2)\n0 700\n* 200\n";
         let expect = [("hyper".to_owned(), 34), ("libc: memory allocation".to_owned(), 900)];
         assert_eq!(parts(text), Parts::from(expect));
+    }
+
+    #[test]
+    fn functions_are_those_of_the_program_itself() {
+        let text = "ob=(1) /lib/libc.so.6\nfn=(1) malloc\n1 5\ncob=(2) /opt/rolecall-daemon\ncfn=(2) _RNvC1a1b\ncalls=1 0\n1 9\n\n\
+                    ob=(2)\nfn=(2)\n3 4\n\nfn=(3) _RNvC1a1c'2\n1 1\n";
+        assert_eq!(functions(text, "rolecall-daemon"), ["_RNvC1a1b", "_RNvC1a1c"]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod massif;
 mod memory;
 mod network;
 mod node;
+mod order;
 mod plot;
 mod process;
 mod report;
@@ -36,9 +37,11 @@ use anyhow::{Result, bail, ensure};
 use self::report::Report;
 
 const USAGE: &str = "usage: rolecall-benches [--write DIRECTORY] [BENCHMARK...]
+       rolecall-benches order
 
 Runs all benchmarks, or those named: serve instructions micro cold start handover churn memory heap lifetimes day
---write DIRECTORY  writes README.md and the plots there";
+--write DIRECTORY  writes README.md and the plots there
+order              prints the symbols of what the daemon runs, in the order in which they are to be linked";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Benchmark {
@@ -71,11 +74,12 @@ const ALL: [(&str, Benchmark); 11] = [
 
 fn main() -> Result<()> {
     let mut words = env::args().skip(1);
-    let (mut directory, mut wanted) = (None, Vec::new());
+    let (mut directory, mut wanted, mut is_order) = (None, Vec::new(), false);
     while let Some(word) = words.next() {
         match word.as_str() {
             // How this program starts itself.
             "floor" => return floor::run(words.next().unwrap_or_default()),
+            "order" => is_order = true,
             "--write" => directory = words.next().map(PathBuf::from),
             name => match ALL.iter().find(|(it, _)| *it == name) {
                 Some(found) => wanted.push(*found),
@@ -92,6 +96,9 @@ fn main() -> Result<()> {
     );
     network::enter()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    if is_order {
+        return runtime.block_on(order::run());
+    }
     let mut report = Report::begin();
     let mut failed = Vec::new();
     for (name, benchmark) in wanted {

@@ -1,0 +1,5 @@
+//! Has the daemon linked anew when the order of its functions changes.
+
+fn main() {
+    println!("cargo::rerun-if-changed=link-order.gz");
+}
