@@ -94,9 +94,11 @@ impl<S: Sts> Worker<S> {
         loop {
             let wake_at = self.begin_due();
             tokio::select! {
+                biased;
                 () = &mut shutdown => return,
-                () = shared.wake.notified() => {}
+                // Answers first: they may slow down what begins next, which is all that the other two lead to.
                 Some(done) = self.under_way.next() => self.take(done),
+                () = shared.wake.notified() => {}
                 () = sleep_until(wake_at) => {}
             }
         }
