@@ -140,3 +140,109 @@ fn estimate(file: &Path, about: &Path) -> Result<Estimate> {
 fn shown(nanoseconds: f64) -> String {
     if nanoseconds < 1e3 { format!("{nanoseconds:.0} ns") } else { format!("{:.1} µs", nanoseconds / 1e3) }
 }
+
+/// Of `scaling`, whose `main` leaves no room for tests of its own.
+#[cfg(test)]
+#[path = "../benches/scaling/page.rs"]
+mod page;
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::page::{HEAD, KEYS, PAGE, Row, TOLERANCES, cells, differences};
+
+    const ROWS: [Row; 2] = [
+        Row {
+            name: "steady",
+            quota: 600.0,
+            nodes: 200,
+            figures: [Some(76.777), None, Some(0.0), None, None],
+        },
+        Row {
+            name: "start",
+            quota: 60.0,
+            nodes: 5000,
+            figures: [Some(1083.6), Some(122_223.0), Some(471_918.0), Some(11.582), Some(2.565)],
+        },
+    ];
+
+    /// A page with these lines in its table.
+    fn page(rows: &[&str]) -> String {
+        format!("# Scaling\n\n{HEAD}\n|---|---|---|---|---|---|---|---|\n{}\n\nMore.\n", rows.join("\n"))
+    }
+
+    #[track_caller]
+    fn check(page: &str, expect: &[&str]) {
+        assert_eq!(differences(page, &ROWS), expect);
+    }
+
+    const STEADY: &str = "| steady | 600 | 200 | 76.8 | – | 0 | – | – |";
+    const START: &str = "| start | 60 | 5000 | 1080 | 122000 | 472000 | 11.6 | 2.57 |";
+
+    #[test]
+    fn a_row_is_shown_in_three_digits() {
+        assert_eq!(ROWS.map(|row| row.to_string()), [STEADY, START]);
+    }
+
+    #[test]
+    fn a_page_with_the_table_of_this_run_has_no_differences() {
+        check(&page(&[STEADY, START]), &[]);
+    }
+
+    #[test]
+    fn a_figure_may_be_off_by_the_tolerance_of_its_column() {
+        for (column, tolerance) in TOLERANCES.iter().enumerate() {
+            let cell = KEYS + column;
+            let now: f64 = cells(START)[cell].parse().unwrap();
+            let page_of = |figure: f64| {
+                let mut cells: Vec<_> = cells(START).into_iter().map(str::to_owned).collect();
+                cells[cell] = figure.to_string();
+                page(&[STEADY, &format!("| {} |", cells.join(" | "))])
+            };
+            check(&page_of(now * (1.0 - tolerance * 0.99)), &[]);
+            check(&page_of(now / (1.0 - tolerance * 0.99)), &[]);
+            for off in [now * (1.0 - tolerance * 1.01), now / (1.0 - tolerance * 1.01)] {
+                let name = cells(HEAD)[cell];
+                let expect =
+                    format!("start, quota 60, 5000 nodes: {name}: {off} on the page, {now} in this run");
+                check(&page_of(off), &[&expect]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_figure_where_there_is_none_is_a_difference() {
+        check(
+            &page(&["| steady | 600 | 200 | 76.8 | 275 | – | – | – |", START]),
+            &[
+                "steady, quota 600, 200 nodes: busiest second: 275 on the page, – in this run",
+                "steady, quota 600, 200 nodes: throttled: – on the page, 0 in this run",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_row_that_is_missing_or_too_many_is_a_difference() {
+        let missing = "start, quota 60, 5000 nodes: the row is missing";
+        check(&page(&[STEADY]), &[missing, "its table has 1 rows, not 2"]);
+        check(&page(&[STEADY, &START.replace("5000", "200")]), &[missing]);
+        check(&page(&[STEADY, START, &START.replace("start", "stop")]), &["its table has 3 rows, not 2"]);
+        check(
+            &page(&[STEADY, "| start | 60 | 5000 | 1080 |"]),
+            &["start, quota 60, 5000 nodes: the row has 4 cells, not 8"],
+        );
+    }
+
+    #[test]
+    fn a_page_without_the_table_is_a_difference() {
+        let expect = format!("there is no table with the head `{HEAD}`");
+        check("# Scaling\n\n| | quota, /s |\n|---|---|\n| steady | 600 |\n", &[&expect]);
+    }
+
+    #[test]
+    fn the_page_has_the_table() {
+        let page = fs::read_to_string(Path::new("..").join(PAGE)).unwrap();
+        assert_eq!(differences(&page, &[]), ["its table has 10 rows, not 0"]);
+    }
+}

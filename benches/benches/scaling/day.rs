@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -34,7 +35,8 @@ pub(crate) async fn run() -> Result<()> {
     let tokens = tokens(PODS)?;
     let began = Instant::now();
     let sts = Steady { began, exchanges: Arc::default() };
-    let (manager, _worker) = start(sts.clone(), TokenSource::new(tokens.path().to_owned()), began);
+    let (manager, worker) = start(sts.clone(), TokenSource::new(tokens.path().to_owned()), began);
+    tokio::spawn(worker.run(pending()));
     let requests = (0..PODS).map(|pod| request(0, pod)).collect::<Result<Vec<_>>>()?;
     for request in &requests {
         manager.warm(request.clone());
