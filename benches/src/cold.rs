@@ -134,11 +134,11 @@ async fn miss(latency: Duration, times: usize) -> Result<Miss> {
         sts.exchange(&role, &token).await?;
         alone.push(began.elapsed().as_secs_f64() * 1e3);
         let asker = Asker::for_path(pod_address(0), &format!("/v1/credentials/{role}"), Some(&token));
-        let before = node.daemon.process.on_cpu()?;
+        let before = node.daemon.process.threads()?;
         let began = Instant::now();
         client::answer(node.daemon.address, &asker, LIMIT).await?;
         through.push(began.elapsed().as_secs_f64() * 1e3);
-        spent += node.daemon.process.on_cpu()?.since(&before);
+        spent += node.daemon.process.threads()?.on_cpu_since(&before);
     }
     let beyond = Spread::of(alone.iter().zip(&through).map(|(sts, daemon)| daemon - sts));
     let [sts, daemon] = [alone, through].map(|times| Spread::of(times.into_iter()));

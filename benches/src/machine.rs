@@ -13,7 +13,7 @@ pub(crate) struct Machine {
 
 /// What the processors and we have spent, in the kernel's ticks.
 #[derive(Clone, Copy, Default)]
-struct Ticks {
+pub(crate) struct Ticks {
     /// Of all processors, whatever they did.
     all: u64,
     idle: u64,
@@ -49,13 +49,13 @@ impl Machine {
 }
 
 impl Ticks {
-    fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         Self::parse(&read("/proc/stat"), &read("/proc/self/stat"))
     }
 
     /// From the forms of `/proc/stat` and `/proc/<pid>/stat` (proc(5)).
-    fn parse(machine: &str, process: &str) -> Self {
+    pub(crate) fn parse(machine: &str, process: &str) -> Self {
         // user, nice, system, idle, iowait, irq, softirq, steal; what comes after is a part of the first two.
         let machine: Vec<u64> = numbers(machine.lines().next().unwrap_or_default()).take(8).collect();
         let at = |field: usize| machine.get(field).copied().unwrap_or_default();
@@ -66,7 +66,7 @@ impl Ticks {
         Self { all: machine.iter().sum(), idle: at(3) + at(4), stolen: at(7), ours: ours.sum() }
     }
 
-    fn since(self, earlier: Self) -> Self {
+    pub(crate) fn since(self, earlier: Self) -> Self {
         Self {
             all: self.all.saturating_sub(earlier.all),
             idle: self.idle.saturating_sub(earlier.idle),
@@ -75,15 +75,23 @@ impl Ticks {
         }
     }
 
+    /// What the host gave to others, in percent of all.
+    pub(crate) fn stolen_percent(self) -> f64 {
+        self.percent(self.stolen)
+    }
+
+    fn percent(self, ticks: u64) -> f64 {
+        ticks as f64 * 100.0 / self.all.max(1) as f64
+    }
+
     fn told(self) -> String {
-        let share = |ticks: u64| ticks as f64 * 100.0 / self.all.max(1) as f64;
         let others = self.all.saturating_sub(self.idle + self.stolen + self.ours);
         format!(
             "Of the processors' time during the run, the benchmarks took {:.1} %, all other processes {:.1} %, and the host kept {:.1} % for others (steal); they were idle for {:.1} %.",
-            share(self.ours),
-            share(others),
-            share(self.stolen),
-            share(self.idle)
+            self.percent(self.ours),
+            self.percent(others),
+            self.percent(self.stolen),
+            self.percent(self.idle)
         )
     }
 }

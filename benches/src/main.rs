@@ -18,14 +18,17 @@ mod memory;
 mod network;
 mod node;
 mod order;
+mod pauses;
 mod plot;
 mod process;
 mod report;
+mod scratch;
 mod serve;
 mod smaps;
 mod spread;
 mod start;
 mod sts;
+mod threads;
 mod valgrind;
 mod waiting;
 mod warm;
@@ -95,6 +98,7 @@ fn main() -> Result<()> {
         "the floor of a debug build says nothing: cargo run --release -p rolecall-benches"
     );
     network::enter()?;
+    scratch::keep_in_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if is_order {
         return runtime.block_on(order::run());

@@ -1,7 +1,6 @@
 //! The programs under measurement, each in a process of its own, and what the kernel tells of them.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     fs,
     io::{BufRead, BufReader},
@@ -21,6 +20,8 @@ use nix::{
 };
 use rolecall_sandbox::world::{NODE, World};
 use tempfile::TempDir;
+
+use crate::threads::Threads;
 
 /// Where the daemon serves, as it does on a node.
 pub(crate) const ENDPOINT: &str = "169.254.170.23:80";
@@ -52,10 +53,6 @@ pub(crate) struct CpuTime {
     pub(crate) user: Duration,
     pub(crate) system: Duration,
 }
-
-/// Nanoseconds on a processor of each thread. A thread that has ended is left out, so this is for differences over
-/// times in which hardly any ends.
-pub(crate) struct OnCpu(BTreeMap<OsString, u64>);
 
 /// The daemon as it ships, on a node of the sandbox.
 pub(crate) struct Daemon {
@@ -165,18 +162,9 @@ impl Process {
         Ok(CpuTime { user: time()?, system: time()? })
     }
 
-    /// Time on a processor to the nanosecond, but not split by what it was for.
-    pub(crate) fn on_cpu(&self) -> Result<OnCpu> {
-        let mut threads = BTreeMap::new();
-        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let thread = thread?;
-            // One that has ended meanwhile has none.
-            let Ok(stat) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
-            let on_cpu = stat.split_whitespace().next().context("the form of schedstat")?.parse()?;
-            threads.insert(thread.file_name(), on_cpu);
-        }
-        ensure!(!threads.is_empty(), "the kernel has no /proc/<pid>/task/<tid>/schedstat");
-        Ok(OnCpu(threads))
+    /// What the kernel accounts for its threads: time to the nanosecond, but not split by what it was for.
+    pub(crate) fn threads(&self) -> Result<Threads> {
+        Threads::of(self.child.id())
     }
 
     /// Asks it to end, and waits until it has.
@@ -196,14 +184,6 @@ impl Process {
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kibibytes = line.and_then(|line| line.split_whitespace().next());
         Ok(kibibytes.with_context(|| format!("{field} in /proc/<pid>/status"))?.parse::<u64>()? * 1024)
-    }
-}
-
-impl OnCpu {
-    pub(crate) fn since(&self, earlier: &Self) -> Duration {
-        let before = |thread| earlier.0.get(thread).copied().unwrap_or_default();
-        let spent = self.0.iter().map(|(thread, on_cpu)| on_cpu.saturating_sub(before(thread)));
-        Duration::from_nanos(spent.sum())
     }
 }
 
@@ -263,19 +243,4 @@ fn is_ready(admin: &Path) -> bool {
     let asked = stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n");
     let mut reply = String::new();
     asked.and_then(|()| stream.read_to_string(&mut reply)).is_ok() && reply.contains(" 200 ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn threads_that_come_or_go_take_nothing_from_the_others() {
-        let threads = |threads: &[(&str, u64)]| {
-            OnCpu(threads.iter().map(|(thread, on_cpu)| (OsString::from(thread), *on_cpu)).collect())
-        };
-        let before = threads(&[("1", 500), ("2", 9000)]);
-        let after = threads(&[("1", 700), ("3", 30)]);
-        assert_eq!(after.since(&before), Duration::from_nanos(230));
-    }
 }

@@ -156,12 +156,12 @@ async fn compare(case: Case, servers: [(&Process, SocketAddr); 2], askers: &[Ask
         let order = if turn % 2 == 0 { [0, 1] } else { [1, 0] };
         for side in order {
             let (process, address) = servers[side];
-            let (before, on_cpu_before) = (process.cpu_time()?, process.on_cpu()?);
+            let (before, on_cpu_before) = (process.cpu_time()?, process.threads()?);
             let time = if is_counted { TURN } else { WARM_UP };
             let done = client::rate(address, askers, case.load, time).await?;
             if is_counted {
                 spent[side] = spent[side] + (process.cpu_time()? - before);
-                on_cpu[side] += process.on_cpu()?.since(&on_cpu_before);
+                on_cpu[side] += process.threads()?.on_cpu_since(&on_cpu_before);
                 requests[side] += done.requests;
                 rates[side].push(done.per_second());
             }

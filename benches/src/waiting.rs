@@ -79,9 +79,9 @@ async fn measure() -> Result<Figures> {
     sleep(Duration::from_secs(2)).await;
     let mut percents = Vec::new();
     for _ in 0..WATCHES {
-        let (began, earlier) = (Instant::now(), process.on_cpu()?);
+        let (began, earlier) = (Instant::now(), process.threads()?);
         sleep(WATCHED).await;
-        let spent = process.on_cpu()?.since(&earlier);
+        let spent = process.threads()?.on_cpu_since(&earlier);
         percents.push(spent.as_secs_f64() * 100.0 / began.elapsed().as_secs_f64());
     }
     let during = Memory::of(process)?;
