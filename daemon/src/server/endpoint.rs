@@ -302,7 +302,8 @@ impl Asked {
 /// Holds the request in silence, then begins the answer, or goes on in silence where it cannot be begun.
 async fn finish(mut waiting: Waiting, mut exchange: Exchange, reset: ResetSwitch) -> Response<ReplyBody> {
     let hold_until = waiting.asked.arrived + waiting.timing.hold;
-    let outcome = match waiting.until(hold_until).await {
+    // With the last look at who asks, which may have to wait too: silence is silence.
+    let outcome = match timeout_at(hold_until, waiting.until(hold_until)).await.ok().flatten() {
         Some(outcome) => outcome,
         None if waiting.asked.can_drip => {
             exchange.begun();

@@ -1,6 +1,7 @@
 //! The slow answer on the wire. The order of things is forced by STS's gate; nothing here measures time.
 
-use rolecall_sandbox::sts::Behavior;
+use rolecall_contract::endpoint::path_of;
+use rolecall_sandbox::sts::{Behavior, TrustPolicy};
 
 use super::{
     app::{TestApp, pod},
@@ -39,6 +40,26 @@ async fn an_answer_is_begun_and_finished() {
     assert_eq!(app.metric("rolecall_request_duration_seconds_count").await, 1.0);
     assert_eq!(app.metric("rolecall_requests_in_progress").await, 0.0);
     assert_eq!(app.world.sts.call_count(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_is_begun_while_it_is_doubtful_who_asks() {
+    let app = TestApp::start().await;
+    let orders = app.world.pod(pod("orders")).unwrap();
+    let ledger = "arn:aws:iam::111122223333:role/ledger";
+    app.world.sts.trust(ledger, TrustPolicy::service_account(app.world.issuer.url(), "shop", "orders"));
+    // From here on its token is proven.
+    assert_eq!(app.ask("127.0.0.2", &orders).await, "200 orders");
+    let gate = app.world.sts.hold();
+    let mut client = app.client("127.0.0.2").await;
+    client.ask(&path_of(&ledger.parse().unwrap()), Some(&orders.token().unwrap())).await;
+    app.world.sts.wait_for_requests(2).await;
+    // Another pod is known at its address before its credentials are there.
+    let _billing = app.world.pod(pod("billing").ip("127.0.0.2")).unwrap();
+    app.world.sts.wait_for_requests(3).await;
+    gate.release_all();
+    client.read_until(has_begun).await;
+    assert_eq!(client.end().await, End::Reset);
 }
 
 #[tokio::test]
