@@ -1,8 +1,8 @@
 //! Instructions that a warm request costs, counted by callgrind: the figure that noise does not move.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
     callgrind::{self, Parts, SHA_256},
@@ -119,17 +119,9 @@ impl Counter {
         client::repeat(server, asker, reuse, REQUESTS / 10).await?;
         self.0.tell(process, "zero")?;
         client::repeat(server, asker, reuse, REQUESTS).await?;
-        self.0.tell(process, &format!("dump {}", if reuse { "kept" } else { "own" }))?;
-        let newest = self.newest_dump(name)?;
-        let text = fs::read_to_string(&newest).context("read what callgrind wrote")?;
+        let text = self.0.dump(process, name)?;
         let parts = callgrind::parts(&text).into_iter().map(|(part, count)| (part, count / REQUESTS));
         Ok(parts.filter(|(_, count)| *count != 0).collect())
-    }
-
-    /// Callgrind numbers its dumps: `name.1`, `name.2`.
-    fn newest_dump(&self, name: &str) -> Result<PathBuf> {
-        let dumps = (1..).map(|number| self.0.path(&format!("{name}.{number}")));
-        dumps.take_while(|path| path.exists()).last().context("callgrind has dumped nothing")
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "figures are what this program is for")]
 
 mod bench_targets;
+mod caches;
 mod callgrind;
 mod churn;
 mod client;
@@ -42,7 +43,7 @@ use self::report::Report;
 const USAGE: &str = "usage: rolecall-benches [--write DIRECTORY] [BENCHMARK...]
        rolecall-benches order
 
-Runs all benchmarks, or those named: serve instructions micro cold start handover churn memory heap lifetimes day
+Runs all benchmarks, or those named: serve instructions caches micro cold start handover churn memory heap lifetimes day
 --write DIRECTORY  writes README.md and the plots there
 order              prints the symbols of what the daemon runs, in the order in which they are to be linked";
 
@@ -50,6 +51,7 @@ order              prints the symbols of what the daemon runs, in the order in w
 enum Benchmark {
     Serve,
     Instructions,
+    Caches,
     Micro,
     Cold,
     Start,
@@ -61,9 +63,10 @@ enum Benchmark {
     Day,
 }
 
-const ALL: [(&str, Benchmark); 11] = [
+const ALL: [(&str, Benchmark); 12] = [
     ("serve", Benchmark::Serve),
     ("instructions", Benchmark::Instructions),
+    ("caches", Benchmark::Caches),
     ("micro", Benchmark::Micro),
     ("cold", Benchmark::Cold),
     ("start", Benchmark::Start),
@@ -127,6 +130,7 @@ async fn run(benchmark: Benchmark, report: &mut Report) -> Result<()> {
     match benchmark {
         Benchmark::Serve => serve::run(report).await,
         Benchmark::Instructions => instructions::run(report).await,
+        Benchmark::Caches => caches::run(report).await,
         Benchmark::Micro => bench_targets::micro(report),
         Benchmark::Cold => cold::run(report).await,
         Benchmark::Start => start::run(report).await,

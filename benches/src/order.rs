@@ -10,10 +10,9 @@ use tokio::{
 };
 
 use crate::{
-    callgrind,
-    client,
+    callgrind, client,
     node::{self, LIMIT, Node, Token},
-    process::{Daemon, Process},
+    process::Daemon,
     valgrind::{self, Valgrind},
 };
 
@@ -46,12 +45,12 @@ pub(crate) async fn run() -> Result<()> {
     let mut node = Node::start(&[&handover], &wrapper("first")).await?;
     node.world.sts.set_session_seconds(Some(SESSION.as_secs()));
     node.add_pods(PODS).await?;
-    let mut first = Recorder { valgrind: &valgrind, name: "first", dumps: 0 };
-    let start = first.since_the_last(&node.daemon.process)?;
+    let since_the_last = |node: &Node, name| anyhow::Ok(symbols(&valgrind.dump(&node.daemon.process, name)?));
+    let start = since_the_last(&node, "first")?;
     warm_requests(&node).await?;
-    let warm = first.since_the_last(&node.daemon.process)?;
+    let warm = since_the_last(&node, "first")?;
     live(&mut node).await?;
-    let life = first.since_the_last(&node.daemon.process)?;
+    let life = since_the_last(&node, "first")?;
 
     let world = node.world.clone();
     let next = block_in_place(|| Daemon::start(&world, &[&handover], &wrapper("next")))?;
@@ -59,8 +58,7 @@ pub(crate) async fn run() -> Result<()> {
     block_in_place(|| first_daemon.process.end())?;
     let end = symbols(&fs::read_to_string(valgrind.path("first"))?);
     warm_requests(&node).await?;
-    let next =
-        Recorder { valgrind: &valgrind, name: "next", dumps: 0 }.since_the_last(&node.daemon.process)?;
+    let next = since_the_last(&node, "next")?;
 
     let mut seen = HashSet::new();
     for symbol in [warm, life, start, next, end].into_iter().flatten() {
@@ -106,23 +104,6 @@ async fn live(node: &mut Node) -> Result<()> {
         pod.remove()?;
     }
     warm_requests(node).await
-}
-
-/// What one process runs between two moments.
-struct Recorder<'a> {
-    valgrind: &'a Valgrind,
-    name: &'a str,
-    dumps: u32,
-}
-
-impl Recorder<'_> {
-    /// The symbols of what has run since the process began, or since this was asked before.
-    fn since_the_last(&mut self, process: &Process) -> Result<Vec<String>> {
-        self.valgrind.tell(process, "dump")?;
-        self.dumps += 1;
-        let dump = self.valgrind.path(&format!("{}.{}", self.name, self.dumps));
-        Ok(symbols(&fs::read_to_string(dump).context("read what callgrind wrote")?))
-    }
 }
 
 fn symbols(dump: &str) -> Vec<String> {

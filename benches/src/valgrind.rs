@@ -58,6 +58,16 @@ impl Valgrind {
         Ok(())
     }
 
+    /// What callgrind has counted in `process` since it began, was told `zero`, or was asked before. The process is that
+    /// which has the wrapper of this `name`.
+    pub(crate) fn dump(&self, process: &Process, name: &str) -> Result<String> {
+        self.tell(process, "dump")?;
+        // It numbers its dumps: `name.1`, `name.2`.
+        let dumps = (1..).map(|number| self.path(&format!("{name}.{number}")));
+        let newest = dumps.take_while(|path| path.exists()).last().context("callgrind has dumped nothing")?;
+        fs::read_to_string(newest).context("read what callgrind wrote")
+    }
+
     /// Where it writes a file of this name.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)

@@ -103,10 +103,7 @@ fn explained(user: Both<f64>, count: Both<u64>) -> String {
     let pace = user.floor / count.floor.max(1) as f64;
     let rest = user.daemon - user.floor - more * pace;
     let about_the_rest = if user.floor * EQUAL < rest {
-        format!(
-            "The other {rest:.1} µs are not more instructions, but slower ones. \
-             Why is not counted here; the daemon's code and data are larger than the floor's, so it is likely that more of them miss the caches and the TLB."
-        )
+        format!("The other {rest:.1} µs are not more instructions, but slower ones.")
     } else if rest < -user.floor * EQUAL {
         "They take less than that.".to_owned()
     } else {
