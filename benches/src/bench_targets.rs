@@ -83,7 +83,7 @@ pub(crate) fn day(report: &mut Report) -> Result<()> {
         format!(
             "The daemon's own code for credentials, with {pods} pods and sessions of 1 h, on virtual time: {renewals} exchanges in 24 h. \
              Own memory of the process, the made-up STS included, was {early:.2} MiB in the hours 4 to 6 and {late:.2} MiB in the last two. \
-             What the exchange itself goes through, TLS left out, is in `lifetimes`.\n"
+             What the exchange itself goes through, TLS included, is in `lifetimes`.\n"
         ),
     );
     Ok(())

@@ -80,7 +80,7 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     report.section(
         TITLE,
         format!(
-            "{}\nMedians. STS's own time is that of the same exchange made without the daemon, in turns with it. \
+            "{}\nMedians. STS's own time is that of the same exchange made without the daemon, in turns with it, each over a TLS connection that stands. \
              The daemon runs with `--max-roles-per-pod=1000`, for each miss is of another role.\n\
              Of {CROWD} pods at once, {STS_BURST} exchanges run at a time (`--sts-burst`), so {} ms is the least.\n\n\
              Where the difference goes:\n\n{}\n\
@@ -121,7 +121,7 @@ async fn miss(latency: Duration, times: usize) -> Result<Miss> {
     let mut node = Node::start(&["--max-roles-per-pod=1000"], &Vec::new()).await?;
     node.add_pods(1).await?;
     let token = node.pods[0].token()?;
-    let mut sts = DirectSts::connect(&node.world.sts).await?;
+    let mut sts = DirectSts::connect(&node.world).await?;
     node.world.sts.set_behavior(Behavior::slow(latency));
     let (mut alone, mut through) = (Vec::new(), Vec::new());
     let mut spent = Duration::ZERO;

@@ -190,7 +190,7 @@ fn section(figures: &Figures) -> String {
         "{}\nMedians of {DAEMONS} daemons. Every pod has been answered once; the time is since the last of them. \
          After {} s the daemon still keeps the connections to STS of the burst that has just ended, for 15 s; after {} s it has none, and this is what the goal is about: warm pods at rest. \
          What one more pod adds is read with those connections on both sides.\n\
-         STS is spoken to without TLS here: what TLS keeps for each connection is in none of this.\n\
+         STS and the API server are spoken to over TLS: what it keeps for each connection is in all of this, and so are the root certificates of a whole system.\n\
          Resident memory has the pages of the program itself in it, which come and go with the page cache; own memory (`RssAnon`) has not.\n\n\
          What is resident (`/proc/<pid>/smaps`):\n\n{}",
         table(&["warm pods", "after, s", "resident, MiB", "spread", "own, MiB", "heap, MiB"], &rows),

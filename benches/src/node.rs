@@ -41,7 +41,7 @@ impl Node {
     /// One without pods, whose daemon has these flags.
     pub(crate) async fn start(flags: &[&str], wrapper: &Wrapper) -> Result<Self> {
         // What clusters sign with unless told otherwise.
-        let world = World::with_algorithm(Algorithm::Rs256).await?;
+        let world = World::with_tls(Algorithm::Rs256).await?;
         let daemon = block_in_place(|| Daemon::start(&world, flags, wrapper))?;
         Ok(Self { world, daemon, pods: Vec::new() })
     }

@@ -35,6 +35,9 @@ pub(crate) const UNLIKE_DEFAULT: [&str; 4] = [
     "--max-waiting-per-pod=1024",
 ];
 
+/// The machine's root certificates, where Debian has them, and so the daemon's image.
+const ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// Longer than anything takes that is to come.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -88,6 +91,8 @@ impl Daemon {
             .arg(&admin)
             .args(UNLIKE_DEFAULT)
             .args(flags)
+            .env("SSL_CERT_FILE", trust(scratch.path(), world)?)
+            .env_remove("SSL_CERT_DIR")
             .stdout(Stdio::null())
             .stderr(fs::File::create(scratch.path().join("log"))?);
         for (variable, _) in std::env::vars_os() {
@@ -112,6 +117,15 @@ impl Daemon {
         let ready_after = began.elapsed();
         Ok(Self { process, address: ENDPOINT.parse()?, ready_after, _scratch: scratch })
     }
+}
+
+/// Writes whom the daemon shall trust: as many as on a node, and the authority of this world.
+fn trust(scratch: &Path, world: &World) -> Result<PathBuf> {
+    let roots = if Path::new(ROOTS).exists() { fs::read_to_string(ROOTS)? } else { String::new() };
+    let authority = world.authority.as_ref().context("the world speaks TLS")?;
+    let path = scratch.join("roots.pem");
+    fs::write(&path, format!("{roots}\n{}", authority.pem()))?;
+    Ok(path)
 }
 
 /// Starts this program's own floor on `body` and returns where it listens.

@@ -259,8 +259,8 @@ fn head() -> String {
   STS, the kubelet's directory and the API server are those of `sandbox`.
 - Its flags are the defaults but for where things are, and for {flags}: one pod of the benchmarks asks more than a real one may.
   Flags that a single benchmark sets besides are named there.
-- Easier than on a node: STS and the API server speak HTTP without TLS, a single miss finds a connection to STS that stands, and the metadata firewall is off.
-  As on most nodes: tokens are signed with RS256, and they are files in memory (in `/dev/shm` where the machine has it, unless `TMPDIR` says otherwise).
+- Easier than on a node: STS and the API server are on loopback, a single miss finds a connection to STS that stands, and the metadata firewall is off.
+  As on most nodes: STS and the API server speak TLS 1.3, with certificates of a made-up CA that the daemon trusts beside those of the system; tokens are signed with RS256, and they are files in memory (in `/dev/shm` where the machine has it, unless `TMPDIR` says otherwise).
   The daemon's log is such a file too: it never waits for a disk to write it.
 - A figure is the median over all turns; the spread is that of the middle half of the turns, unless it says otherwise.
   *At 95 %* is the interval that the median is in with that confidence; a goal within it is met or missed *closely*, and another run could say the other.

@@ -1,21 +1,41 @@
 //! An exchange with the sandbox's STS without the daemon: STS's own time.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, ensure};
-use rolecall_sandbox::StsServer;
+use rolecall_sandbox::World;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::aws_lc_rs,
+        pki_types::{CertificateDer, ServerName, pem::PemObject},
+    },
+};
 
-/// A connection to STS that is kept alive.
+/// A connection to STS that is kept alive, over the daemon's own library for TLS and as little else as will do.
 pub(crate) struct DirectSts {
-    stream: TcpStream,
+    stream: TlsStream<TcpStream>,
 }
 
 impl DirectSts {
-    pub(crate) async fn connect(sts: &StsServer) -> Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", sts.port())).await?;
+    pub(crate) async fn connect(world: &World) -> Result<Self> {
+        let authority = world.authority.as_ref().context("the world speaks TLS")?;
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes())?)?;
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(("127.0.0.1", world.sts.port())).await?;
         stream.set_nodelay(true)?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(ServerName::try_from("127.0.0.1")?, stream).await?;
         Ok(Self { stream })
     }
 

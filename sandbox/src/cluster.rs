@@ -9,17 +9,23 @@ mod store;
 mod watch;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::authority::Authority;
 use crate::clock;
 use crate::gate::{Gate, Turnstile};
 use crate::issuer::Issuer;
 use crate::listener::Listener;
 use store::Store;
 use watch::Signals;
+
+/// Of the loopback interface.
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// A running API server. Pods are created and changed through its methods, read through HTTP.
 #[derive(Clone)]
@@ -28,6 +34,8 @@ pub struct Cluster(Arc<Inner>);
 struct Inner {
     state: Arc<State>,
     listener: Listener,
+    /// Whose certificate it has, where it speaks TLS.
+    authority: Option<Authority>,
 }
 
 /// What the methods and the HTTP side share.
@@ -54,11 +62,21 @@ struct Board {
 impl Cluster {
     /// Listens on a free loopback port and answers until the last handle is dropped.
     pub async fn start(issuer: &Issuer) -> io::Result<Self> {
-        Self::start_at(issuer, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await
+        Self::start_at(issuer, ANY_PORT).await
     }
 
     /// The same at an address of the caller's.
     pub async fn start_at(issuer: &Issuer, address: SocketAddr) -> io::Result<Self> {
+        Self::serve(issuer, address, None).await
+    }
+
+    /// Listens on a free loopback port and speaks TLS, with a certificate of this authority. [`Self::kubeconfig`] has
+    /// its reader trust that.
+    pub async fn start_with_tls(issuer: &Issuer, authority: &Authority) -> io::Result<Self> {
+        Self::serve(issuer, ANY_PORT, Some(authority.clone())).await
+    }
+
+    async fn serve(issuer: &Issuer, address: SocketAddr, authority: Option<Authority>) -> io::Result<Self> {
         let state = Arc::new(State {
             issuer: issuer.clone(),
             store: Store::default(),
@@ -67,18 +85,19 @@ impl Cluster {
             changes: tokio::sync::watch::Sender::default(),
         });
         let serving = state.clone();
-        let listener = Listener::start(address, move |request| api::answer(serving.clone(), request)).await?;
-        Ok(Self(Arc::new(Inner { state, listener })))
+        let handler = move |request| api::answer(serving.clone(), request);
+        let listener = Listener::start(address, authority.as_ref(), handler).await?;
+        Ok(Self(Arc::new(Inner { state, listener, authority })))
     }
 
     /// The API server's URL, such as `http://127.0.0.1:40123`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.0.listener.address())
+        self.0.listener.url()
     }
 
     /// The port it listens on.
     pub fn port(&self) -> u16 {
-        self.0.listener.address().port()
+        self.0.listener.port()
     }
 
     /// A kubeconfig for this API server, with the bearer token if one is required.
@@ -87,11 +106,15 @@ impl Cluster {
             Some(token) => json!({ "token": token }),
             None => json!({}),
         };
+        let mut cluster = json!({ "server": self.url() });
+        if let Some(authority) = &self.0.authority {
+            cluster["certificate-authority-data"] = STANDARD.encode(authority.pem()).into();
+        }
         // JSON is YAML.
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{ "name": "sandbox", "cluster": { "server": self.url() } }],
+            "clusters": [{ "name": "sandbox", "cluster": cluster }],
             "users": [{ "name": "sandbox", "user": user }],
             "contexts": [{ "name": "sandbox", "context": { "cluster": "sandbox", "user": "sandbox" } }],
             "current-context": "sandbox",

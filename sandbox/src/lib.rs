@@ -8,7 +8,9 @@
 //! - [`KubeletDir`] is the kubelet's pods directory, where those tokens lie.
 //! - [`Cluster`] lists and watches pods over HTTP as a kube-apiserver does.
 //! - [`StsServer`] exchanges tokens for credentials with AWS's protocol, checks and errors, and fails on demand.
+//! - [`Authority`] signs the certificates of the last two, where they speak TLS.
 
+mod authority;
 mod clock;
 pub mod cluster;
 mod gate;
@@ -20,6 +22,7 @@ mod listener;
 pub mod sts;
 pub mod world;
 
+pub use authority::Authority;
 pub use cluster::Cluster;
 pub use cluster::pod::PodBuilder;
 pub use gate::Gate;

@@ -21,6 +21,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use serde_json::Value;
 
+use crate::authority::Authority;
 use crate::gate::Gate;
 use crate::ids;
 use crate::issuer::Issuer;
@@ -52,6 +53,8 @@ pub struct StsConfig {
     pub listen: SocketAddr,
     /// See [`StsServer::set_session_seconds`].
     pub session_seconds: Option<u64>,
+    /// Whose certificate it has and speaks TLS with; without one it speaks plain HTTP.
+    pub authority: Option<Authority>,
 }
 
 /// A running STS with one set of roles and identity providers, good for every account.
@@ -75,7 +78,8 @@ struct State {
 
 impl Default for StsConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), session_seconds: None }
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self { listen, session_seconds: None, authority: None }
     }
 }
 
@@ -86,18 +90,18 @@ impl StsServer {
         state.account.set_session_seconds(config.session_seconds);
         let serving = state.clone();
         let handler = move |request| answer(serving.clone(), request);
-        let listener = Listener::start(config.listen, handler).await?;
+        let listener = Listener::start(config.listen, config.authority.as_ref(), handler).await?;
         Ok(Self(Arc::new(Inner { state, listener })))
     }
 
     /// The endpoint, such as `http://127.0.0.1:40123`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.0.listener.address())
+        self.0.listener.url()
     }
 
     /// The port it listens on.
     pub fn port(&self) -> u16 {
-        self.0.listener.address().port()
+        self.0.listener.port()
     }
 
     // Roles and identity providers.

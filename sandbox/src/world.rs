@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::authority::Authority;
 use crate::cluster::Cluster;
 use crate::cluster::pod::PodBuilder;
 use crate::issuer::{Algorithm, Issuer, TokenClaims};
@@ -30,6 +31,8 @@ pub struct World {
     pub sts: StsServer,
     /// The API server.
     pub cluster: Cluster,
+    /// Whose certificates STS and the API server have, where they speak TLS.
+    pub authority: Option<Authority>,
 }
 
 /// A pod of this world: a handle to make its parts one by one, and to change them.
@@ -48,11 +51,25 @@ impl World {
 
     /// Starts everything, with an issuer of this algorithm.
     pub async fn with_algorithm(algorithm: Algorithm) -> io::Result<Self> {
+        Self::begin(algorithm, None).await
+    }
+
+    /// The same with an STS and an API server that speak TLS, with certificates of an authority that this world alone
+    /// has.
+    pub async fn with_tls(algorithm: Algorithm) -> io::Result<Self> {
+        Self::begin(algorithm, Some(Authority::new())).await
+    }
+
+    async fn begin(algorithm: Algorithm, authority: Option<Authority>) -> io::Result<Self> {
         let issuer = Issuer::new(ISSUER_URL, algorithm);
-        let sts = StsServer::start(StsConfig::default()).await?;
+        let sts =
+            StsServer::start(StsConfig { authority: authority.clone(), ..StsConfig::default() }).await?;
         sts.register_issuer(&issuer);
-        let cluster = Cluster::start(&issuer).await?;
-        Ok(Self { kubelet: KubeletDir::new()?, issuer, sts, cluster })
+        let cluster = match &authority {
+            None => Cluster::start(&issuer).await?,
+            Some(authority) => Cluster::start_with_tls(&issuer, authority).await?,
+        };
+        Ok(Self { kubelet: KubeletDir::new()?, issuer, sts, cluster, authority })
     }
 
     /// A pod with all its parts, in the order in which a cluster makes them: its role is trusted, the API server has

@@ -10,7 +10,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::watcher;
 use kube::{Api, Client, Config, ResourceExt};
-use rolecall_sandbox::{Algorithm, Cluster, Issuer, PodBuilder};
+use rolecall_sandbox::{Algorithm, Authority, Cluster, Issuer, PodBuilder};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -453,4 +453,14 @@ async fn the_last_handle_closes_the_port() {
     assert_eq!(get(&cluster, "/readyz").await.0, 200);
     drop(cluster);
     assert!(matches!(open.read(&mut [0; 8]).await, Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn the_kubeconfig_of_a_cluster_with_tls_has_its_reader_trust_it() {
+    let issuer = Issuer::new(ISSUER, Algorithm::Es256);
+    let cluster = Cluster::start_with_tls(&issuer, &Authority::new()).await.unwrap();
+    assert!(cluster.url().starts_with("https://"));
+    cluster.apply(pod("orders-0").build());
+    let listed = pods(&cluster).await.list(&ListParams::default()).await.unwrap();
+    assert_eq!(listed.items[0].name_any(), "orders-0");
 }

@@ -9,8 +9,11 @@ use aws_sdk_sts::config::timeout::TimeoutConfig;
 use aws_sdk_sts::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::RequestId;
+use aws_smithy_http_client::tls::{self, TlsContext, TrustStore};
 use rolecall_sandbox::sts::{Fault, Outcome, SECRET_MARK, SESSION_MARK, StsError};
-use rolecall_sandbox::{Algorithm, Behavior, Issuer, StsConfig, StsServer, TokenClaims, TrustPolicy};
+use rolecall_sandbox::{
+    Algorithm, Authority, Behavior, Issuer, StsConfig, StsServer, TokenClaims, TrustPolicy,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -25,8 +28,12 @@ struct Fixture {
 
 impl Fixture {
     async fn start() -> Self {
+        Self::start_with(StsConfig::default()).await
+    }
+
+    async fn start_with(config: StsConfig) -> Self {
         let issuer = Issuer::new(ISSUER, Algorithm::Es256);
-        let sts = StsServer::start(StsConfig::default()).await.unwrap();
+        let sts = StsServer::start(config).await.unwrap();
         sts.register_issuer(&issuer);
         sts.trust(ROLE, TrustPolicy::service_account(ISSUER, "demo", "orders"));
         Self { issuer, sts }
@@ -41,7 +48,11 @@ impl Fixture {
     }
 
     async fn assume_with(&self, token: &str) -> Result<Credentials, String> {
-        let call = client(&self.sts, None).assume_role_with_web_identity();
+        self.assume_by(&client(&self.sts, None), token).await
+    }
+
+    async fn assume_by(&self, client: &Client, token: &str) -> Result<Credentials, String> {
+        let call = client.assume_role_with_web_identity();
         let call = call.role_arn(ROLE).role_session_name("demo.orders-0").web_identity_token(token);
         credentials(call.send().await.map(|output| output.credentials))
     }
@@ -73,10 +84,13 @@ fn claims() -> TokenClaims {
 }
 
 fn client(sts: &StsServer, credentials: Option<Credentials>) -> Client {
-    let http =
-        aws_smithy_http_client::Builder::new().tls_provider(aws_smithy_http_client::tls::Provider::Rustls(
-            aws_smithy_http_client::tls::rustls_provider::CryptoMode::AwsLc,
-        ));
+    client_that_trusts(TrustStore::default(), sts, credentials)
+}
+
+fn client_that_trusts(roots: TrustStore, sts: &StsServer, credentials: Option<Credentials>) -> Client {
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc))
+        .tls_context(TlsContext::builder().with_trust_store(roots).build().unwrap());
     let mut config = aws_sdk_sts::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new("us-east-1"))
@@ -638,4 +652,17 @@ async fn a_call_is_recorded_as_it_came() {
     assert!(fixture.sts.session("ASIAAAAAAAAAAAAAAAAA").is_none());
     let debug = format!("{found:?} {calls:?}");
     assert!(!debug.contains(SECRET_MARK) && !debug.contains(SESSION_MARK), "{debug}");
+}
+
+#[tokio::test]
+async fn a_client_that_trusts_the_authority_gets_credentials_over_tls() {
+    let authority = Authority::new();
+    let config = StsConfig { authority: Some(authority.clone()), ..StsConfig::default() };
+    let fixture = Fixture::start_with(config).await;
+    let roots = TrustStore::empty().with_pem_certificate(authority.pem());
+    let client = client_that_trusts(roots, &fixture.sts, None);
+    fixture.assume_by(&client, &fixture.token()).await.unwrap();
+
+    assert!(fixture.assume().await.is_err(), "the machine trusts it too");
+    assert_eq!(fixture.sts.call_count(), 1);
 }
