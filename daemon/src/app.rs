@@ -48,7 +48,7 @@ use rolecall_process::{
     program::Error,
     readiness::{Condition, Readiness},
     signal::Signals,
-    telemetry::{LogLevel, chain},
+    telemetry::{Log, chain},
 };
 
 /// Why the daemon cannot start.
@@ -107,13 +107,13 @@ pub struct App {
 ///
 /// # Errors
 /// When it cannot start, an essential part dies, or a second signal cuts the drain short.
-pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
+pub async fn run(config: Config, log: Log) -> Result<(), Error> {
     let mut signals = Signals::catch().map_err(Error::boot)?;
     let netlink = Netlink::start().map_err(StartError::Netlink)?;
     let (node, follow) = NodeAddresses::follow(&netlink).await.map_err(StartError::from)?;
     // It may have to wait for the daemon before it to hand over.
     let app = tokio::select! {
-        started = App::start(config, netlink, node, follow, log_level) => started?,
+        started = App::start(config, netlink, node, follow, log) => started?,
         name = signals.next() => {
             tracing::info!(signal = name, "ended before it served");
             return Ok(());
@@ -155,9 +155,10 @@ impl App {
         netlink: Netlink,
         node: NodeAddresses,
         follow: impl Future<Output = FollowError> + Send + 'static,
-        log_level: LogLevel,
+        log: Log,
     ) -> Result<Self, StartError> {
         let mut registry = metrics::registry();
+        log.register(&mut registry);
         let readiness = Readiness::default();
         let addresses = config.addresses_to_put();
         let origin = takeover::origin(&config);
@@ -301,8 +302,12 @@ impl App {
             StartupTaint::new(client, config.kubernetes.node_name, key, readiness.clone(), metrics)
         });
 
-        let state =
-            admin::State { liveness, readiness: readiness.clone(), log_level, registry: Arc::new(registry) };
+        let state = admin::State {
+            liveness,
+            readiness: readiness.clone(),
+            log_level: log.level,
+            registry: Arc::new(registry),
+        };
         let admin = bound.serve(state)?;
         let serving = Arc::new(readiness.condition("serving"));
         // The address and who listens there come together: while there is none, a connection is tried again.

@@ -46,9 +46,9 @@ fn main() -> ExitCode {
 
 fn run(args: RunArgs) -> ExitCode {
     let check_only = args.process.check_config;
-    PROGRAM.run(Config::try_from(args), check_only, |config, log_level| {
+    PROGRAM.run(Config::try_from(args), check_only, |config, log| {
         raise_file_limit(config.server.listener.max_connections);
-        app::run(config, log_level)
+        app::run(config, log)
     })
 }
 

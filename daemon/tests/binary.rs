@@ -13,8 +13,8 @@ mod client;
 use std::{
     fs,
     net::SocketAddr,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -30,6 +30,7 @@ use rolecall_sandbox::{
     world::{NODE, World, WorldPod},
 };
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 /// A test that waits for longer waits for ever.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,8 +50,20 @@ struct Daemon {
     command: Command,
 }
 
+/// Who reads a log from a pipe, as a container runtime does.
+struct Reader(Child);
+
 impl Daemon {
     async fn start(limit_of_files: Option<u32>, flags: &[&str]) -> Self {
+        Self::start_with(limit_of_files, flags, |log| fs::File::create(log).unwrap().into()).await
+    }
+
+    /// Starts it with the standard error that `stderr` makes for a log that ends up in the file it is given.
+    async fn start_with(
+        limit_of_files: Option<u32>,
+        flags: &[&str],
+        stderr: impl FnOnce(&Path) -> Stdio,
+    ) -> Self {
         let world = World::start().await.unwrap();
         let dir = TempDir::new().unwrap();
         let log = dir.path().join("log");
@@ -75,7 +88,7 @@ impl Daemon {
             format!("--metrics-listen={metrics}"),
             format!("--admin-socket={}", dir.path().join("admin.sock").display()),
         ]);
-        command.args(flags).stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+        command.args(flags).stdout(Stdio::null()).stderr(stderr(&log));
         let child = command.spawn().unwrap();
         let daemon = Self { world, child, endpoint, admin, metrics, log, dir, command };
         daemon.started().await;
@@ -106,7 +119,7 @@ impl Daemon {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        if tokio::time::timeout(PATIENCE, there).await.is_err() {
+        if timeout(PATIENCE, there).await.is_err() {
             panic!("no {part:?} in the log:\n{}", self.log());
         }
     }
@@ -129,8 +142,46 @@ impl Daemon {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Has new pods ask, about whom there is much to log, until lines are dropped.
+    async fn drops_lines(&self, pods: &mut Vec<WorldPod>) {
+        let dropped = "rolecall_log_lines_dropped_total";
+        let before = self.metric(dropped).await;
+        while self.metric(dropped).await == before {
+            let pod = self.world.pod(pod(&format!("orders-{}", pods.len()))).unwrap();
+            assert_eq!(self.ask(&pod.token().unwrap()).await, "200 orders");
+            pods.push(pod);
+        }
+    }
+
     fn terminate(&self) {
-        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+        signal(&self.child, Signal::SIGTERM);
+    }
+
+    /// Waits until it has ended by itself, and says how.
+    async fn ended(&mut self) -> ExitStatus {
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Reader {
+    /// Starts to read into `log`, and gives what is to be written to.
+    fn start(log: &Path) -> (Self, Stdio) {
+        let file = fs::File::create(log).unwrap();
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(file).spawn().unwrap();
+        let pipe = cat.stdin.take().unwrap();
+        (Self(cat), pipe.into())
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -139,6 +190,10 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn signal(process: &Child, signal: Signal) {
+    kill(Pid::from_raw(process.id().try_into().unwrap()), signal).unwrap();
 }
 
 fn free_addresses() -> [SocketAddr; 3] {
@@ -324,7 +379,7 @@ async fn a_drain_ends_at_its_deadline_and_says_what_was_left() {
 
 #[tokio::test]
 async fn the_same_refusal_of_the_same_pod_is_logged_once() {
-    let daemon = Daemon::start(None, &["--log-format=json"]).await;
+    let mut daemon = Daemon::start(None, &["--log-format=json"]).await;
     let orders = daemon.world.pod(pod("orders")).unwrap();
     let token = orders.token().unwrap();
     assert_eq!(daemon.ask(&token).await, "200 orders");
@@ -332,11 +387,39 @@ async fn the_same_refusal_of_the_same_pod_is_logged_once() {
         daemon.get(daemon.endpoint, OWN, None).await;
         daemon.get(daemon.endpoint, &format!("{OWN}/x"), Some(&token)).await;
     }
+    assert_eq!(daemon.metric("rolecall_refusals_total{code=\"role_malformed\"}").await, 5.0);
+    // With its end every line is written.
+    daemon.terminate();
+    assert!(daemon.child.wait().unwrap().success());
     let log = daemon.log();
     let lines =
         |code: &str| log.lines().filter(|line| line.contains(&format!("\"code\":\"{code}\""))).count();
     assert_eq!((lines("host_network_needs_token"), lines("role_malformed")), (1, 1), "{log}");
-    assert_eq!(daemon.metric("rolecall_refusals_total{code=\"role_malformed\"}").await, 5.0);
+}
+
+#[tokio::test]
+async fn a_reader_of_the_log_that_stands_still_holds_up_nobody() {
+    let mut reader = None;
+    let mut daemon = Daemon::start_with(None, &["--log-level=trace,aws=trace"], |log| {
+        let (started, pipe) = Reader::start(log);
+        reader = Some(started);
+        pipe
+    })
+    .await;
+    let Reader(reader) = reader.as_ref().unwrap();
+    let mut pods = Vec::new();
+    signal(reader, Signal::SIGSTOP);
+    timeout(PATIENCE, daemon.drops_lines(&mut pods)).await.expect("requests wait for who reads the log");
+    assert_eq!(daemon.get(daemon.admin, "/healthz", None).await.status, 200);
+    // Who reads on learns of it.
+    signal(reader, Signal::SIGCONT);
+    daemon.logged("lines are missing").await;
+    // Nor does the end wait for long: the kubelet would kill it after 30 s.
+    signal(reader, Signal::SIGSTOP);
+    timeout(PATIENCE, daemon.drops_lines(&mut pods)).await.expect("requests wait for who reads the log");
+    daemon.terminate();
+    let status = timeout(Duration::from_secs(15), daemon.ended()).await.expect("it does not end");
+    assert!(status.success(), "{status}");
 }
 
 #[tokio::test]

@@ -47,7 +47,8 @@ impl Doors {
     fn open() -> Self {
         let dir = TempDir::new().unwrap();
         let config = telemetry::Config { format: LogFormat::Text, filter: "info".parse().unwrap() };
-        let (dispatch, log_level) = telemetry::with_writer(&config, std::io::sink);
+        let (dispatch, log) = telemetry::with_writer(&config, std::io::sink);
+        let log_level = log.level;
         let readiness = Readiness::default();
         let socket = dir.path().join("admin.sock");
         let bound =

@@ -105,6 +105,11 @@ impl Daemon {
             .with_context(|| format!("{name} was not as it should be after {LIMIT:?}\n{}", self.logs()))?
     }
 
+    /// Waits for a text in its log.
+    pub async fn wait_for_log(&self, part: &str) -> Result<()> {
+        self.process.wait_until_ready(LIMIT, async || self.process.logs().contains(part)).await
+    }
+
     /// Whether it still runs.
     pub fn is_running(&self) -> Result<bool> {
         self.process.is_running()

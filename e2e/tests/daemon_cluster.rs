@@ -356,8 +356,10 @@ async fn without_the_right_to_write_events_the_log_says_so_once_and_pods_are_ser
     let uid = fixture.pod("orders-0").await;
     let token = fixture.written_token("orders-0", &uid).await;
     assert_eq!(fixture.outcome(&token).await, "200 orders");
+    let said = "cannot write Events: allow the daemon's ServiceAccount";
+    fixture.daemon.wait_for_log(said).await.unwrap();
     let log = fixture.daemon.logs();
-    assert_eq!(log.matches("cannot write Events: allow the daemon's ServiceAccount").count(), 1, "{log}");
+    assert_eq!(log.matches(said).count(), 1, "{log}");
     assert!(events_on(&fixture.cluster, "bad-0").await.is_empty());
 }
 
@@ -392,12 +394,7 @@ async fn the_startup_taint_goes_once_the_daemon_is_ready_and_no_other() {
 async fn without_the_right_to_nodes_the_taint_stays_and_the_log_says_what_to_grant() {
     let flag = format!("--startup-taint={TAINT}");
     let fixture = Fixture::with(RIGHTS, &[&flag], async |cluster| put_taints(cluster, &[TAINT]).await).await;
-    let said = async {
-        while !fixture.daemon.logs().contains("allow the daemon's ServiceAccount to get and patch nodes") {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    within_limit("the log says what to grant", said).await;
+    fixture.daemon.wait_for_log("allow the daemon's ServiceAccount to get and patch nodes").await.unwrap();
     assert_eq!(taints(&fixture.cluster).await, [TAINT]);
     // Once it is granted nothing has to be started anew.
     fixture.cluster.apply(&rights_for_the_taint(), "rolecall").await.unwrap();

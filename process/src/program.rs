@@ -18,7 +18,7 @@ use crate::{
     hardening,
     probe::{self, Question},
     setting::Mistake,
-    telemetry::{self, LogLevel},
+    telemetry::{self, Log},
 };
 
 /// Most threads of a program. Its work is waiting and short answers; a node with many cores needs no more of them.
@@ -80,7 +80,7 @@ impl Program {
         self,
         settings: Result<S, Vec<Mistake>>,
         check_only: bool,
-        work: impl FnOnce(S, LogLevel) -> F,
+        work: impl FnOnce(S, Log) -> F,
     ) -> ExitCode {
         let settings = match settings {
             Ok(settings) => settings,
@@ -99,8 +99,9 @@ impl Program {
             }
             return ExitCode::SUCCESS;
         }
-        let log_level = match telemetry::init(settings.log()) {
-            Ok(log_level) => log_level,
+        // The writer is dropped last: every line until then is written, however this ends.
+        let (log, _writer) = match telemetry::init(settings.log()) {
+            Ok(started) => started,
             Err(error) => {
                 say(&format!("error: start the log: {error}"));
                 return ExitCode::from(SOFTWARE);
@@ -119,7 +120,7 @@ impl Program {
                 return ExitCode::from(OS_ERROR);
             }
         };
-        let result = runtime.block_on(work(settings, log_level));
+        let result = runtime.block_on(work(settings, log));
         runtime.shutdown_timeout(STUCK);
         match result {
             Ok(()) => {

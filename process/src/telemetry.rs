@@ -1,7 +1,9 @@
 //! Logs: where they go, in which form, and at which level, which can change at run time.
 //!
 //! Logs go to standard error: standard output belongs to what a command was asked for, such as
-//! `--check-config` and `log-level`, and a container runtime keeps both.
+//! `--check-config` and `log-level`, and a container runtime keeps both. They are written [`aside`].
+
+mod aside;
 
 use std::{
     error::Error,
@@ -12,6 +14,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use prometheus_client::registry::Registry as Metrics;
 use tracing::{Dispatch, Level, Metadata, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
@@ -21,6 +24,9 @@ use tracing_subscriber::{
     reload,
     util::{SubscriberInitExt, TryInitError},
 };
+
+use self::aside::DroppedLines;
+pub use self::aside::Writer;
 
 /// Crates that say much at `info` that helps nobody run a daemon. A filter that names them is obeyed.
 ///
@@ -76,6 +82,12 @@ pub struct LogFilterError {
     problem: String,
 }
 
+/// What a program shows and changes of its log while it runs.
+pub struct Log {
+    pub level: LogLevel,
+    dropped: DroppedLines,
+}
+
 /// The filter in force, to be read and set at run time. Cloning is cheap.
 #[derive(Clone)]
 pub struct LogLevel {
@@ -101,23 +113,32 @@ pub fn chain(error: &dyn Error) -> impl fmt::Display {
     })
 }
 
-/// Sends the process's logs, panics included, to standard error.
+/// Sends the process's logs, panics included, to standard error, as long as the [`Writer`] is kept.
 ///
 /// # Errors
 /// When the process has a subscriber already.
-pub fn init(config: &Config) -> Result<LogLevel, TryInitError> {
-    let (dispatch, level) = build(config, io::stderr, io::stderr().is_terminal());
+pub fn init(config: &Config) -> Result<(Log, Writer), TryInitError> {
+    let (lines, dropped, writer) = aside::start(io::stderr());
+    let (dispatch, level) = build(config, lines, io::stderr().is_terminal());
     dispatch.try_init()?;
     log_panics();
-    Ok(level)
+    Ok((Log { level, dropped }, writer))
 }
 
-/// A subscriber that writes to `writer`, and the handle of its level.
-pub fn with_writer<W>(config: &Config, writer: W) -> (Dispatch, LogLevel)
+/// A subscriber that writes to `writer`, where an event happens, and its log.
+pub fn with_writer<W>(config: &Config, writer: W) -> (Dispatch, Log)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    build(config, writer, false)
+    let (dispatch, level) = build(config, writer, false);
+    (dispatch, Log { level, dropped: DroppedLines::default() })
+}
+
+impl Log {
+    /// Puts `rolecall_log_lines_dropped_total` into `registry`.
+    pub fn register(&self, registry: &mut Metrics) {
+        registry.register_collector(Box::new(self.dropped.clone()));
+    }
 }
 
 impl LogLevel {
@@ -241,7 +262,7 @@ pub(crate) mod test {
         pub(crate) fn dispatch(&self, format: LogFormat, filter: &str) -> (Dispatch, LogLevel) {
             let sink = self.clone();
             let config = Config { format, filter: filter.parse().unwrap() };
-            with_writer(&config, move || sink.clone())
+            build(&config, move || sink.clone(), false)
         }
 
         pub(crate) fn text(&self) -> String {

@@ -13,7 +13,7 @@ use rolecall_process::{
     program::Error,
     readiness::Readiness,
     signal::Signals,
-    telemetry::LogLevel,
+    telemetry::Log,
 };
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -79,9 +79,9 @@ pub struct App {
 ///
 /// # Errors
 /// When it cannot start, an essential part dies, or a second signal cuts the drain short.
-pub async fn run(config: Config, log_level: LogLevel) -> Result<(), Error> {
+pub async fn run(config: Config, log: Log) -> Result<(), Error> {
     let mut signals = Signals::catch().map_err(Error::boot)?;
-    let app = App::start(config, log_level).await.map_err(Error::boot)?;
+    let app = App::start(config, log).await.map_err(Error::boot)?;
     let result = tokio::select! {
         name = signals.next() => {
             tracing::info!(signal = name, "the drain begins");
@@ -101,7 +101,7 @@ impl App {
     /// # Errors
     /// When a socket cannot be bound, or a client cannot be made of the settings. That the API server is away is no
     /// error.
-    pub async fn start(config: Config, log_level: LogLevel) -> Result<Self, StartError> {
+    pub async fn start(config: Config, log: Log) -> Result<Self, StartError> {
         let admin_config = admin::Config {
             metrics_listen: config.admin.metrics_listen.map(on_this_machine),
             ..config.admin
@@ -112,6 +112,7 @@ impl App {
 
         let clock = Clock::system();
         let mut registry = metrics::registry();
+        log.register(&mut registry);
         let readiness = Readiness::default();
         let liveness = Liveness::default();
         let (leaving, leaving_watch) = drain::new();
@@ -178,8 +179,12 @@ impl App {
         });
 
         let (admin_address, metrics_address) = (admin.address(), admin.metrics_address());
-        let state =
-            admin::State { liveness, readiness: readiness.clone(), log_level, registry: Arc::new(registry) };
+        let state = admin::State {
+            liveness,
+            readiness: readiness.clone(),
+            log_level: log.level,
+            registry: Arc::new(registry),
+        };
         let admin = admin.serve(state)?;
         Ok(Self {
             address,

@@ -100,9 +100,9 @@ pub async fn start(
     let args = args::parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
     let config = Config::try_from(args.run).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
     // Nobody reads the log here; the tests of the binary do.
-    let (_, log_level) = telemetry::with_writer(&config.log, io::sink);
+    let (_, log) = telemetry::with_writer(&config.log, io::sink);
     let node = NodeAddresses::fixed(["127.0.0.1/32".parse().unwrap()]);
-    App::start(config, Netlink::start().unwrap(), node, follow, log_level).await
+    App::start(config, Netlink::start().unwrap(), node, follow, log).await
 }
 
 /// A pod with a role, on the pod network.

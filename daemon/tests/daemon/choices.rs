@@ -67,15 +67,9 @@ async fn start_error(listen: &str) -> String {
     );
     let args = args::parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
     let config = Config::try_from(args.run).unwrap();
-    let (_, log_level) = telemetry::with_writer(&config.log, std::io::sink);
-    match App::start(
-        config,
-        Netlink::start().unwrap(),
-        NodeAddresses::fixed([]),
-        future::pending(),
-        log_level,
-    )
-    .await
+    let (_, log) = telemetry::with_writer(&config.log, std::io::sink);
+    match App::start(config, Netlink::start().unwrap(), NodeAddresses::fixed([]), future::pending(), log)
+        .await
     {
         Ok(_) => panic!("it started"),
         Err(error) => chain(&error).to_string(),

@@ -110,7 +110,7 @@ async fn next_takes_over(node: &Node, serving: Daemon, load: &Load, dies: Dies) 
     load.wait_for(8).await;
     assert!(serving.is_ready().await, "{dies:?}\n{}", serving.process.logs());
     let next = node.start(&[]).await;
-    assert!(next.process.logs().contains("took over from the daemon before"), "{dies:?}");
+    next.logged("took over from the daemon before").await;
     serving.logged("what is under way is finished here").await;
     // Those who keep a connection to the old one are told to connect anew.
     load.wait_for(16).await;
@@ -143,7 +143,7 @@ async fn when_the_old_daemon_dies_with_the_sockets_shared_the_new_one_serves_on_
         let looks = dies_slowly.then(|| listener.accept().unwrap());
         drop((listener, sockets, looks));
         new.is_ready_soon().await;
-        assert!(new.process.logs().contains("took over from the daemon before"), "{}", new.process.logs());
+        new.logged("took over from the daemon before").await;
         load.wait_for(8).await;
         assert_eq!(load.stop().await.1, [""; 0], "commits: {commits}");
         new.stop().await;
@@ -206,7 +206,7 @@ async fn after_a_kill_of_the_only_daemon_the_next_starts_cold_at_its_socket() {
     assert_eq!(load.stop().await.1, [""; 0]);
     assert_eq!(node.world.sts.call_count(), 2);
     let third = node.start(&[]).await;
-    assert!(third.process.logs().contains("took over from the daemon before"));
+    third.logged("took over from the daemon before").await;
     assert_eq!(node.world.sts.call_count(), 2);
     second.stop().await;
 }

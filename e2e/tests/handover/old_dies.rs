@@ -77,7 +77,7 @@ async fn a_hundred_times_the_old_daemon_dies_and_breaks_nothing_but_what_it_has_
             fresh.wait_for(4 * tokens.len()).await;
             let (answered, failures) = fresh.stop().await;
             assert_eq!(failures, [""; 0], "{dies:?}, of {answered} that came after it stood still");
-            assert!(new.process.logs().contains("took over"), "{dies:?}\n{}", new.process.logs());
+            new.logged("took over").await;
         }
         load.wait_for(4 * tokens.len()).await;
         assert_eq!(load.failures(), [""; 0], "{dies:?}, round {round}");

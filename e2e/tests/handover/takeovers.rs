@@ -28,8 +28,8 @@ async fn a_hundred_hand_overs_in_a_row_fail_no_request_and_ask_sts_for_nothing()
     let load = Load::start(node.endpoint, &tokens);
     for round in 0..ROUNDS {
         let next = node.start(&[]).await;
-        let log = next.process.logs();
-        assert!(log.contains("took over from the daemon before") && log.contains("keys=8"), "{log}");
+        next.logged("took over from the daemon before").await;
+        next.logged("keys=8").await;
         serving.logged("what is under way is finished here").await;
         assert!(!serving.is_ready().await && serving.is_alive().await, "round {round}");
         load.wait_for(16).await;
@@ -56,7 +56,7 @@ async fn exchanges_that_are_out_serve_those_who_wait_at_either_daemon() {
     let at_the_old = Load::start(node.endpoint, &tokens);
     until_waiting(&node, 8.0).await;
     let new = node.start(&patient).await;
-    assert!(new.process.logs().contains("took over from the daemon before"));
+    new.logged("took over from the daemon before").await;
     let at_the_new = Load::start(node.endpoint, &tokens);
     until_waiting(&node, 8.0).await;
     gate.release_all();
@@ -106,8 +106,8 @@ async fn other_settings_take_the_sockets_and_fetch_anew() {
         let exchanges = node.world.sts.call_count();
         load.wait_for(4).await;
         let next = node.start(&[flag]).await;
-        let log = serving.process.logs();
-        assert!(log.contains("offer to hand over") && log.contains(offer), "{log}");
+        serving.logged("offer to hand over").await;
+        serving.logged(offer).await;
         load.wait_for(8).await;
         serving.stop().await;
         serving = next;

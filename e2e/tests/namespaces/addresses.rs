@@ -22,7 +22,7 @@ pub fn put_on_lo_and_put_back() {
     let (node, surroundings) = (Node::new(), Surroundings::new());
     let pods = [node.pod(Link::Bridge, 2), node.pod(Link::Routed, 2)];
     let known: Vec<_> = ["a", "b"].iter().zip(&pods).map(|(name, pod)| surroundings.pod(name, pod)).collect();
-    let daemon = surroundings.start(&[NO_FIREWALL]);
+    let mut daemon = surroundings.start(&[NO_FIREWALL]);
     let served = || {
         for (pod, known) in pods.iter().zip(&known) {
             for endpoint in ENDPOINT {
@@ -48,7 +48,7 @@ pub fn put_on_lo_and_put_back() {
         wait_until("it is counted", || daemon.metric("listen_addresses_restored_total") == restored);
         served();
     }
-    assert!(daemon.log().contains("the endpoint's address was gone from the node"), "{}", daemon.log());
+    daemon.wait_for_log("the endpoint's address was gone from the node");
     // An interface that goes down loses its IPv6 addresses.
     run("ip link set lo down");
     run("ip link set lo up");
@@ -64,10 +64,10 @@ pub fn node_without_ipv6() {
     for interface in ["all", "lo"] {
         fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1").unwrap();
     }
-    let daemon = surroundings.start(&[]);
+    let mut daemon = surroundings.start(&[]);
     assert_eq!(pod.asks(ENDPOINT[0], Some(&known.token().unwrap())), "200 orders");
-    let log = daemon.log();
-    assert!(log.contains("cannot put the endpoint's address on lo") && log.contains("no IPv6"), "{log}");
+    daemon.wait_for_log("cannot put the endpoint's address on lo");
+    daemon.wait_for_log("no IPv6");
     assert_eq!(daemon.metric("listen_addresses_missing"), 1.0);
 }
 
@@ -99,7 +99,7 @@ pub fn taken() {
     let mut waits = surroundings.spawn_as("waits", &[NO_FIREWALL, &handover]);
     waits.wait_for_log("cannot take over yet");
     for part in parts {
-        assert!(waits.log().contains(part), "{part:?} is not in {}", waits.log());
+        waits.wait_for_log(part);
     }
     assert!(!waits.log().contains("the admin doors are open"));
     drop(agent);

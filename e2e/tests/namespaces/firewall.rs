@@ -148,7 +148,7 @@ pub fn repairs(kind: Kind) {
     let (node, surroundings) = (Node::new(), Surroundings::new());
     let [agent, orders] = [node.pod(Link::Bridge, 2), node.pod(Link::Routed, 2)];
     let _known = (surroundings.pod("agent", &agent), surroundings.pod("orders", &orders));
-    let daemon = kind.start(&surroundings, &["--metadata-exempt=shop/agent"]);
+    let mut daemon = kind.start(&surroundings, &["--metadata-exempt=shop/agent"]);
     wait_until("the exempt addresses are known", || {
         daemon.metric("metadata_firewall_exempt_addresses") == 2.0
     });
@@ -178,7 +178,7 @@ pub fn repairs(kind: Kind) {
         check(&agent, seen);
     }
     assert_eq!(daemon.metric("metadata_firewall_in_force"), 1.0);
-    assert!(daemon.log().contains("put them back"), "{}", daemon.log());
+    daemon.wait_for_log("put them back");
     assert!(daemon.is_ready());
 }
 
@@ -269,7 +269,7 @@ pub fn missing_program() {
 pub fn tells_bypass() {
     let (_node, surroundings) = (Node::new(), Surroundings::new());
     run("ip link add cilium_host type veth peer name cilium_net");
-    let daemon = surroundings.start(&Kind::Nftables.flags());
+    let mut daemon = surroundings.start(&Kind::Nftables.flags());
     assert_eq!(daemon.metric("metadata_firewall_bypass_suspected"), 1.0);
-    assert!(daemon.log().contains("hop limit"), "{}", daemon.log());
+    daemon.wait_for_log("hop limit");
 }

@@ -53,7 +53,7 @@ async fn the_config_map_binds_as_it_is_changed_and_goes_on_while_it_is_malformed
     gets("other", Some(role("third"))).await;
     gets("plain", Some(role("second"))).await;
     assert_eq!(shim.metric(BAD_ENTRIES).await, Some(1.0));
-    assert!(shim.has_logged("mapped/plain"), "{}", shim.process.logs());
+    until("the entry is named", async || shim.has_logged("mapped/plain")).await;
 
     // All of it is wrong, as after a slip in an editor: everything goes on as it was.
     deployed.bind("{\"mapped/plain\":").await;
@@ -98,7 +98,8 @@ async fn the_file_of_identities_counts_as_it_is_changed_and_goes_on_while_it_is_
     let errors = "rolecall_shim_identities_errors_total";
     until("the mistake is counted", async || shim.metric(errors).await.is_some_and(|count| 0.0 < count))
         .await;
-    assert!(is_identified("orders").await && shim.has_logged("what it held before counts"));
+    assert!(is_identified("orders").await);
+    until("the mistake is logged", async || shim.has_logged("what it held before counts")).await;
     volume.fill(&[("config.json", &identities(&[]))]);
     until("an empty list clears it", async || !is_identified("orders").await).await;
 }

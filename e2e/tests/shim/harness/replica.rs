@@ -34,8 +34,8 @@ impl Replica {
         line.extend_from_slice(flags);
         let mut config = Config::try_from(args::parse_from(line).unwrap().run).unwrap();
         change(&mut config);
-        let (_, log_level) = telemetry::with_writer(&config.log, std::io::sink);
-        Self { app: App::start(config, log_level).await.unwrap(), _folder: folder }
+        let (_, log) = telemetry::with_writer(&config.log, std::io::sink);
+        Self { app: App::start(config, log).await.unwrap(), _folder: folder }
     }
 
     /// Waits until it serves a certificate that `is_it`.
