@@ -102,29 +102,6 @@ pub(crate) async fn repeat(server: SocketAddr, asker: &Asker, reuse: bool, count
     Ok(())
 }
 
-/// Makes `count` requests one after another, by one of the `askers` in turn: on as many connections as are `kept`, of
-/// the first askers, or each on its own.
-pub(crate) async fn in_turn(server: SocketAddr, askers: &[Asker], kept: usize, count: usize) -> Result<()> {
-    let expect = answer(server, &askers[0], LIMIT).await?.len();
-    let mut buffer = vec![0; 4096];
-    let mut streams = Vec::new();
-    for turn in 0..kept {
-        streams.push(connect(server, askers[turn % askers.len()].address).await?);
-    }
-    for turn in 0..count {
-        let turn = if kept == 0 { turn } else { turn % kept };
-        let asker = &askers[turn % askers.len()];
-        match streams.get_mut(turn) {
-            Some(stream) => exchange(stream, &asker.request, expect, &mut buffer).await?,
-            None => {
-                let mut stream = connect(server, asker.address).await?;
-                exchange(&mut stream, &asker.request, expect, &mut buffer).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Longer than any answer takes.
 const LIMIT: Duration = Duration::from_secs(60);
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 
 use crate::{
+    caches::{self, Misses},
     callgrind::{self, Parts, SHA_256},
     client::{self, Asker},
     node::{Node, Token},
@@ -37,25 +38,31 @@ pub(crate) async fn run(report: &mut Report) -> Result<()> {
     let mut tables = String::new();
     for kind in Kind::ALL {
         let reuse = kind == Kind::KeptAlive;
-        let floor = counter.count("floor", &floor, floor_address, &asker, reuse).await?;
+        let (floor, floor_misses) = counter.count("floor", &floor, floor_address, &asker, reuse).await?;
         let daemon = &node.daemon;
-        let daemon = counter.count("daemon", &daemon.process, daemon.address, &asker, reuse).await?;
+        let (daemon, daemon_misses) =
+            counter.count("daemon", &daemon.process, daemon.address, &asker, reuse).await?;
+        let misses = caches::told(Both { floor: floor_misses, daemon: daemon_misses });
         let count = Both { floor: total(&floor), daemon: total(&daemon) };
         report.warm.instructions.push(Instructions { kind, count });
         let (request, totals) = (kind.of_request(), totals(count, daemon.get(SHA_256).copied()));
-        tables += &format!("{request}: {totals}\n\n{}\n", split(&floor, &daemon));
+        tables += &format!("{request}: {totals}\n\n{}\n{misses}\n", split(&floor, &daemon));
     }
     node.daemon.process.end()?;
     floor.end()?;
     tables += &format!(
         "Both get the same request of {} bytes, the token in it, {REQUESTS} times, from 1 pod on 1 connection at a time. \
          What the standard library and libc do, allocation too, counts for the first caller that is somebody. \
+         Caches are simulated, of the sizes told, with code and data of user space alone. \
          The kernel's part, which is larger, is not in it; `serve` has the processor time of both.\n",
         asker.request.len()
     );
     report.profile(
         Subject::WarmRequests,
-        format!("Where its instructions are, by who caused them, is in {}.\n", report::link(TITLE)),
+        format!(
+            "Where its instructions are, by who caused them, and what does not find its code or data in the processor's caches, is in {}.\n",
+            report::link(TITLE)
+        ),
     );
     report.section(TITLE, tables);
     Ok(())
@@ -106,7 +113,7 @@ impl Counter {
         self.0.wrapper("--callgrind-out-file=", name)
     }
 
-    /// Instructions of one request by the part of the program, from that process which has the wrapper of this `name`.
+    /// Instructions of one request by the part of the program, and its misses, from that process which has the wrapper of this `name`.
     async fn count(
         &self,
         name: &str,
@@ -114,14 +121,14 @@ impl Counter {
         server: SocketAddr,
         asker: &Asker,
         reuse: bool,
-    ) -> Result<Parts> {
+    ) -> Result<(Parts, Misses)> {
         // What is cold is warm after this.
         client::repeat(server, asker, reuse, REQUESTS / 10).await?;
         self.0.tell(process, "zero")?;
         client::repeat(server, asker, reuse, REQUESTS).await?;
         let text = self.0.dump(process, name)?;
         let parts = callgrind::parts(&text).into_iter().map(|(part, count)| (part, count / REQUESTS));
-        Ok(parts.filter(|(_, count)| *count != 0).collect())
+        Ok((parts.filter(|(_, count)| *count != 0).collect(), Misses::read(&text, REQUESTS)?))
     }
 }
 

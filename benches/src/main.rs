@@ -43,7 +43,7 @@ use self::report::Report;
 const USAGE: &str = "usage: rolecall-benches [--write DIRECTORY] [BENCHMARK...]
        rolecall-benches order
 
-Runs all benchmarks, or those named: serve instructions caches micro cold start handover churn memory heap lifetimes day
+Runs all benchmarks, or those named: serve instructions micro cold start handover churn memory heap lifetimes day
 --write DIRECTORY  writes README.md and the plots there
 order              prints the symbols of what the daemon runs, in the order in which they are to be linked";
 
@@ -51,7 +51,6 @@ order              prints the symbols of what the daemon runs, in the order in w
 enum Benchmark {
     Serve,
     Instructions,
-    Caches,
     Micro,
     Cold,
     Start,
@@ -63,10 +62,9 @@ enum Benchmark {
     Day,
 }
 
-const ALL: [(&str, Benchmark); 12] = [
+const ALL: [(&str, Benchmark); 11] = [
     ("serve", Benchmark::Serve),
     ("instructions", Benchmark::Instructions),
-    ("caches", Benchmark::Caches),
     ("micro", Benchmark::Micro),
     ("cold", Benchmark::Cold),
     ("start", Benchmark::Start),
@@ -130,7 +128,6 @@ async fn run(benchmark: Benchmark, report: &mut Report) -> Result<()> {
     match benchmark {
         Benchmark::Serve => serve::run(report).await,
         Benchmark::Instructions => instructions::run(report).await,
-        Benchmark::Caches => caches::run(report).await,
         Benchmark::Micro => bench_targets::micro(report),
         Benchmark::Cold => cold::run(report).await,
         Benchmark::Start => start::run(report).await,
