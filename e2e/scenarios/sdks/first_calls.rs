@@ -96,10 +96,12 @@ impl FirstCall {
             else {
                 return succeeded;
             };
+            let seconds = match successes.len() {
+                1 => format!("{shortest:.1}"),
+                _ => format!("{shortest:.1} to {longest:.1}"),
+            };
             let had_asked = successes.iter().filter(|success| success.had_asked).count();
-            format!(
-                "{succeeded} after {shortest:.1} to {longest:.1} s, {had_asked} had asked before STS answered"
-            )
+            format!("{succeeded} after {seconds} s, {had_asked} had asked before STS answered")
         };
         Figure::new(claim, racers().map(of_racer).collect::<Vec<_>>().join("; "))
     }
