@@ -168,7 +168,8 @@ link-order: ## Write down which of the daemon's functions run, for the linker to
 	@cargo rustc --locked --release -p rolecall-daemon --bin rolecall-daemon -- -C strip=none
 	@cargo rustc --locked --release -p rolecall-benches --bin rolecall-benches -- -C strip=none
 	@$(CARGO_TARGET_DIR)/release/rolecall-benches order >$(CARGO_TARGET_DIR)/symbols
-	@deploy/image/cc --list <$(CARGO_TARGET_DIR)/symbols >daemon/link-order.gz
+	@deploy/image/cc --list <$(CARGO_TARGET_DIR)/symbols >$(CARGO_TARGET_DIR)/link-order.gz
+	@mv $(CARGO_TARGET_DIR)/link-order.gz daemon/link-order.gz
 
 .PHONY: tools
 tools: ## Install what the tests need: kube-apiserver, etcd, the AWS SDKs, moto, and as root nftables and iptables

@@ -2,4 +2,5 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=link-order.gz");
+    println!("cargo::rerun-if-changed=../deploy/image/cc");
 }

@@ -34,7 +34,8 @@ pub(crate) fn read(id: u32, program: &str) -> Result<Code> {
         mapped += are_mapped;
     }
     let elf = fs::read(format!("/proc/{id}/exe")).context("read the program")?;
-    Ok(Code { windows, mapped, relocations: section_size(&elf, ".rela.dyn").unwrap_or_default() })
+    let relocations = [".rela.dyn", ".relr.dyn"].iter().filter_map(|name| section_size(&elf, name)).sum();
+    Ok(Code { windows, mapped, relocations })
 }
 
 impl Code {
@@ -43,7 +44,7 @@ impl Code {
         format!(
             "Of the {} windows of 64 KiB that the program's code has ({:.1} MiB), {} are mapped ({:.1} MiB): \
              the kernel maps up to 64 KiB (`fault_around_bytes`) around each page that is needed, so a program that needs a little of nearly everywhere has nearly all of it.\n\
-             Of its constants, {:.1} MiB are relocations (`.rela.dyn`), which are read once at the start.",
+             Of its constants, {:.2} MiB are relocations, which are read once at the start.",
             self.windows,
             mib(self.windows),
             self.mapped,

@@ -155,7 +155,7 @@ fn goals(figures: &Figures) -> [Goal; 2] {
 fn explanation(code: Code) -> String {
     format!(
         "{}\nThe rest of what is resident is in {}, and who asked for the heap in {}. \
-         What was tried to make it less is in [an address remembers its caller](../docs/decisions/0011-warm-path.md).\n",
+         What was done and tried to make it less is in [what runs lies together](../docs/decisions/0015-what-runs-lies-together.md).\n",
         code.told(),
         report::link(TITLE),
         report::link(heap::TITLE)

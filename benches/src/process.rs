@@ -35,8 +35,8 @@ pub(crate) const UNLIKE_DEFAULT: [&str; 4] = [
     "--max-waiting-per-pod=1024",
 ];
 
-/// The machine's root certificates, where Debian has them, and so the daemon's image.
-const ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// The machine's root certificates, where Debian has them, and so the daemon's image; and where others do.
+const ROOTS: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
 /// Longer than anything takes that is to come.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -121,7 +121,10 @@ impl Daemon {
 
 /// Writes whom the daemon shall trust: as many as on a node, and the authority of this world.
 fn trust(scratch: &Path, world: &World) -> Result<PathBuf> {
-    let roots = if Path::new(ROOTS).exists() { fs::read_to_string(ROOTS)? } else { String::new() };
+    let roots = ROOTS
+        .iter()
+        .find_map(|path| fs::read_to_string(path).ok())
+        .context("find the machine's root certificates; install ca-certificates")?;
     let authority = world.authority.as_ref().context("the world speaks TLS")?;
     let path = scratch.join("roots.pem");
     fs::write(&path, format!("{roots}\n{}", authority.pem()))?;

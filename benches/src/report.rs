@@ -262,6 +262,7 @@ fn head() -> String {
 - Easier than on a node: STS and the API server are on loopback, a single miss finds a connection to STS that stands, and the metadata firewall is off.
   As on most nodes: STS and the API server speak TLS 1.3, with certificates of a made-up CA that the daemon trusts beside those of the system; tokens are signed with RS256, and they are files in memory (in `/dev/shm` where the machine has it, unless `TMPDIR` says otherwise).
   The daemon's log is such a file too: it never waits for a disk to write it.
+- The daemon is linked as it ships, with what runs lying together; the floor is a small part of the benchmarks' own program and is linked by cargo's defaults.
 - A figure is the median over all turns; the spread is that of the middle half of the turns, unless it says otherwise.
   *At 95 %* is the interval that the median is in with that confidence; a goal within it is met or missed *closely*, and another run could say the other.
 - *Instructions* are counted by callgrind: the figure that noise does not move.

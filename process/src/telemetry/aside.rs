@@ -80,7 +80,10 @@ impl<W: Write> Write for Output<W> {
                 lines = dropped - self.told,
                 "lines are missing before this one: they came faster than they were read"
             );
-            self.told = dropped;
+            // Unless that line found no room either: then the next one tells.
+            if self.dropped.count() == dropped {
+                self.told = dropped;
+            }
         }
         Ok(())
     }
